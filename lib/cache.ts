@@ -1,0 +1,505 @@
+import { byteExtent, byteStride, contiguousRows, floatType, maxInt32, object, sameType, shape, tensors, wrong } from './check.js'
+import { type Device, handleOf } from './device.js'
+import { LaproxError } from './errors.js'
+import { floatTypes } from './model.js'
+import { type Section, SectionWriter } from './native.js'
+import { elementBytes, type FloatType, packed, Tensor } from './tensor.js'
+
+/** Integers in memory: they are copied. */
+export type Integers = Int32Array | readonly number[] | Tensor<'int32'>
+
+/** What every kind of cache has: tensors per layer, all of one float type, with any strides but rows [d] without gaps. */
+interface Planes {
+  readonly keys: readonly Tensor[]
+  readonly values: readonly Tensor[]
+  /** Original positions, ascending along each head: int32 of the dims of `keys` without the last. Default: the token's index. */
+  readonly positions?: readonly Tensor[] | undefined
+  /** ||v||_2 of each row, kept by whoever appended it, which saves a read of V: float32 of the dims of `keys` without the last. */
+  readonly valueNorms?: readonly Tensor[] | undefined
+  /** [S] tokens that each sequence has read so far. Required with `positions`. */
+  readonly contextLengths?: Integers | undefined
+}
+
+/** Keys and values [G, n, d], or [S, G, n, d] for a batch. Layers may differ in n. */
+export interface ContiguousDescription extends Planes {
+  /** Tokens of each sequence [S], or of each head [S * G]: for all layers, or per layer. Default: n. */
+  readonly lengths?: Integers | readonly Integers[] | undefined
+}
+
+/**
+ * Keys and values in pages. Token t of a head lies in slot t % pageSize of page `pageTable[..., floor(t / pageSize)]`.
+ *
+ * | `layout` | dims of keys and values |
+ * |---|---|
+ * | `NHD` | [pages, pageSize, G, d] |
+ * | `HND` | [pages, G, pageSize, d] |
+ * | either | [pages, pageSize, d]: pages of one head each, with a table per head |
+ */
+export interface PagedDescription extends Planes {
+  readonly layout: 'NHD' | 'HND'
+  /** int32 [S, P], shared by the heads, or [S, G, P]: for all layers, or per layer. Entries that no token needs may hold anything. */
+  readonly pageTable: Tensor | readonly Tensor[]
+  /** Tokens of each sequence [S], or of each head [S * G]: for all layers, or per layer. */
+  readonly lengths: Integers | readonly Integers[]
+}
+
+/** Keys and values as rows [rows, d] without gaps between the heads: segment after segment, in the order (sequence, head). */
+export interface RaggedDescription extends Planes {
+  /** Tokens of each head [S * G]: for all layers, or per layer. S is the length of `contextLengths`, or 1. */
+  readonly lengths: Integers | readonly Integers[]
+}
+
+export type CacheDescription = ContiguousDescription | PagedDescription | RaggedDescription
+
+/** What a cache is, checked. Internal to lib: {@link KvCache} is what users see. */
+export interface CacheState {
+  readonly kind: 'contiguous' | 'paged' | 'ragged'
+  readonly type: FloatType
+  readonly layers: number
+  readonly sequences: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly keys: readonly Tensor[]
+  readonly values: readonly Tensor[]
+  readonly positions: readonly Tensor[] | undefined
+  readonly valueNorms: readonly Tensor[] | undefined
+  /** [layers * sequences * kvHeads] */
+  readonly lengths: Int32Array
+  /** [sequences] */
+  readonly contextLengths: Int32Array | undefined
+  /** Which dimension of the keys is which; -1 for none. */
+  readonly axes: Axes
+  /** Per layer, of a paged cache. */
+  readonly tables: readonly Tensor[] | undefined
+  /** First rows [layers * sequences * kvHeads] within their layer, of a ragged cache. */
+  readonly starts: Int32Array | undefined
+  readonly pagesUsed?: readonly number[]
+  readonly freedPages?: readonly Int32Array[]
+}
+
+/** Dimensions of the keys: of a ragged cache, whose page ids are first rows, pages and tokens are one. */
+export interface Axes {
+  readonly page: number
+  readonly token: number
+  readonly head: number
+}
+
+/** The checked state of a cache with its native description; throws `DISPOSED` or `DETACHED` where its memory is gone. */
+export let stateOf: (cache: KvCache) => { readonly state: CacheState; readonly section: Section }
+/** A cache of a checked state. */
+export let cacheOf: (device: Device, state: CacheState) => KvCache
+
+/**
+ * The keys and values of a model's layers for a batch of S sequences: a description of tensors that stay where they are. Keys
+ * are those that attention sees, rotated. Lengths are copied, page tables are not.
+ *
+ *     KvCache.from(device, { keys, values })                                        // [G, n, d] per layer
+ *     KvCache.from(device, { keys, values, layout: 'NHD', pageTable, lengths })     // [pages, pageSize, G, d] per layer
+ */
+export class KvCache implements Disposable {
+  readonly device: Device
+  /** How tokens are found. */
+  readonly kind: 'contiguous' | 'paged' | 'ragged'
+  readonly type: FloatType
+  readonly layers: number
+  /** S. */
+  readonly sequences: number
+  /** G. */
+  readonly kvHeads: number
+  /** d. */
+  readonly headDim: number
+  /** Tokens of all layers, sequences and heads together. */
+  readonly entries: number
+  /** Of the keys and values of these entries. */
+  readonly bytes: number
+  /** Whether it knows original positions; else the position of token t is t. */
+  readonly hasPositions: boolean
+  /** What a compaction into pages took from the front of each of its free lists; undefined for other caches. */
+  readonly pagesUsed: readonly number[] | undefined
+  /** Per layer, the ids of pages that an in-place compaction left without any row; undefined for other caches. */
+  readonly freedPages: readonly Int32Array[] | undefined
+  #state: CacheState | undefined
+  readonly #section: Section
+
+  private constructor(device: Device, state: CacheState) {
+    this.device = device
+    this.kind = state.kind
+    this.type = state.type
+    this.layers = state.layers
+    this.sequences = state.sequences
+    this.kvHeads = state.kvHeads
+    this.headDim = state.headDim
+    this.entries = state.lengths.reduce((sum, length) => sum + length, 0)
+    this.bytes = this.entries * 2 * state.headDim * elementBytes(state.type)
+    this.hasPositions = state.positions !== undefined
+    this.pagesUsed = state.pagesUsed
+    this.freedPages = state.freedPages
+    this.#state = state
+    this.#section = encode(state)
+  }
+
+  static {
+    cacheOf = (device, state) => new KvCache(device, state)
+    stateOf = (cache) => {
+      if (!(cache instanceof KvCache)) throw wrong('cache', cache, 'a KvCache')
+      const state = cache.#alive()
+      for (const list of [state.keys, state.values, state.positions, state.valueNorms, state.tables]) {
+        // Reading `data` throws where a tensor has been disposed of or detached.
+        if (list !== undefined) for (const tensor of list) void tensor.data
+      }
+      return { state, section: cache.#section }
+    }
+  }
+
+  /**
+   * Describes a cache to a device; nothing is copied but lengths.
+   *
+   * @throws LaproxError `INVALID_ARGUMENT` for shapes, types and lengths that do not fit together, `OUT_OF_BOUNDS` for lengths
+   *   beyond their buffers, `DISPOSED`, `DETACHED`. Page ids are checked by the calls that follow them.
+   */
+  static from(device: Device, description: CacheDescription): KvCache {
+    handleOf(device)
+    object(description, 'description', 'an object with keys and values')
+    return new KvCache(device, check(description))
+  }
+
+  /** [S * G] tokens of each head of a layer: a copy. */
+  lengths(layer: number): Int32Array {
+    return this.#segments(this.#alive().lengths, layer).slice()
+  }
+
+  /** [S * G + 1] sums of the lengths before each head: where its rows begin in a ragged cache that no in-place compaction has thinned. */
+  cumulativeLengths(layer: number): Int32Array {
+    return cumulative(this.#segments(this.#alive().lengths, layer))
+  }
+
+  /** [S * G] the row of {@link KvCache.keys} that each head of a ragged cache begins at. */
+  rowStarts(layer: number): Int32Array {
+    const { starts } = this.#alive()
+    if (starts === undefined) throw new LaproxError('INVALID_ARGUMENT', `rowStarts: the cache is ${this.kind}; expected a ragged one`)
+    return this.#segments(starts, layer).slice()
+  }
+
+  /** The keys of a layer as they were described: rows [rows, d] of a ragged cache. */
+  keys(layer: number): Tensor<FloatType> {
+    return this.#layer(this.#alive().keys, layer) as Tensor<FloatType>
+  }
+
+  /** The values of a layer as they were described: rows [rows, d] of a ragged cache. */
+  values(layer: number): Tensor<FloatType> {
+    return this.#layer(this.#alive().values, layer) as Tensor<FloatType>
+  }
+
+  /**
+   * The original positions of a layer: [rows] of a ragged cache.
+   *
+   * @throws LaproxError `INVALID_ARGUMENT` where the cache has none: see {@link KvCache.hasPositions}
+   */
+  positions(layer: number): Tensor<'int32'> {
+    const { positions } = this.#alive()
+    if (positions === undefined) {
+      throw new LaproxError('INVALID_ARGUMENT', 'positions: the cache has none; the position of token t is t')
+    }
+    return this.#layer(positions, layer) as Tensor<'int32'>
+  }
+
+  /**
+   * The page table of a layer, [S, P] or [S, G, P].
+   *
+   * @throws LaproxError `INVALID_ARGUMENT` where the cache is not paged
+   */
+  pageTable(layer: number): Tensor<'int32'> {
+    const { tables } = this.#alive()
+    if (tables === undefined) throw new LaproxError('INVALID_ARGUMENT', `pageTable: the cache is ${this.kind}; expected a paged one`)
+    return this.#layer(tables, layer) as Tensor<'int32'>
+  }
+
+  /** [S] tokens that each sequence has read so far: a copy, or undefined where the cache does not say. */
+  contextLengths(): Int32Array | undefined {
+    return this.#alive().contextLengths?.slice()
+  }
+
+  /** Lets go of the tensors, which live on where others hold them. Using the cache is an error from now on; doing it twice is not. */
+  dispose(): void {
+    this.#state = undefined
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /** Whether it has been disposed of. */
+  get disposed(): boolean {
+    return this.#state === undefined
+  }
+
+  #alive(): CacheState {
+    if (this.#state === undefined) throw new LaproxError('DISPOSED', 'the cache was used after its disposal')
+    return this.#state
+  }
+
+  #layer<T>(list: readonly T[], layer: number): T {
+    const item = list[layer]
+    if (item === undefined) throw new LaproxError('OUT_OF_BOUNDS', `layer is ${layer}; expected 0 to ${this.layers - 1}`)
+    return item
+  }
+
+  #segments(all: Int32Array, layer: number): Int32Array {
+    if (!Number.isInteger(layer) || layer < 0 || layer >= this.layers) {
+      throw new LaproxError('OUT_OF_BOUNDS', `layer is ${layer}; expected 0 to ${this.layers - 1}`)
+    }
+    const count = this.sequences * this.kvHeads
+    return all.subarray(layer * count, (layer + 1) * count)
+  }
+}
+
+/** [n + 1] sums of what comes before. */
+export function cumulative(lengths: Int32Array): Int32Array {
+  const sums = new Int32Array(lengths.length + 1)
+  for (let i = 0; i < lengths.length; i++) sums[i + 1] = sums[i]! + lengths[i]!
+  return sums
+}
+
+function check(description: CacheDescription): CacheState {
+  const keys = tensors(description.keys, 'keys')
+  const layers = keys.length
+  const values = tensors(description.values, 'values', layers)
+  const type = floatType(keys, 'keys')
+  sameType(values, 'values', type)
+  const paged = 'pageTable' in description && description.pageTable !== undefined ? description : undefined
+  const tables = paged && checkTables(paged, layers)
+  const rank = keys[0]!.dims.length
+  const kind = paged === undefined ? (rank === 2 ? 'ragged' : 'contiguous') : 'paged'
+  const axes = axesOf(kind, rank, paged?.layout, keys[0]!)
+  const { dims } = keys[0]!
+  const headDim = dims[rank - 1]!
+  if (headDim < 8 || headDim > 256 || headDim % 8 !== 0) throw wrong('keys[0]', keys[0], 'a head dimension d that is a multiple of 8, 8 to 256')
+
+  // How many sequences and heads there are stands in different places.
+  const contexts = description.contextLengths === undefined ? undefined : integers(description.contextLengths, 'contextLengths')
+  let sequences = tables?.[0]!.dims[0] ?? (axes.page >= 0 && kind === 'contiguous' ? dims[0]! : 1)
+  let kvHeads = axes.head >= 0 ? dims[axes.head]! : (tables?.[0]!.dims.length === 3 ? tables[0]!.dims[1]! : 1)
+  const given = perLayerIntegers(description.lengths, layers)
+  if (kind === 'ragged') {
+    if (given === undefined) throw wrong('lengths', undefined, 'the tokens of each head [S * G] of a ragged cache')
+    sequences = contexts?.length ?? 1
+    kvHeads = given[0]!.length / sequences
+    if (!Number.isInteger(kvHeads)) {
+      throw new LaproxError('INVALID_ARGUMENT', `lengths has ${given[0]!.length} numbers; expected a multiple of the ${sequences} sequences of contextLengths`)
+    }
+  }
+  if (sequences < 1 || kvHeads < 1) throw wrong('keys[0]', keys[0], 'at least one sequence and one KV head')
+  if (tables !== undefined) {
+    for (const [i, table] of tables.entries()) {
+      shape(table, `pageTable[${i}]`, table.dims.length === 2 ? [sequences, -1] : [sequences, kvHeads, -1], '[S, P] or [S, G, P]')
+    }
+  }
+
+  checkKeys(keys, axes, { sequences, kvHeads, headDim }, kind)
+  checkPlane(values, 'values', keys, headDim)
+  const positions = optionalPlane(description.positions, 'positions', keys, 'int32')
+  const valueNorms = optionalPlane(description.valueNorms, 'valueNorms', keys, 'float32')
+  if (positions !== undefined && contexts === undefined) {
+    throw wrong('contextLengths', undefined, 'the tokens that each sequence has read so far [S], since there are positions')
+  }
+  if (contexts !== undefined && contexts.length !== sequences) {
+    throw new LaproxError('INVALID_ARGUMENT', `contextLengths has ${contexts.length} numbers; expected one per sequence, ${sequences}`)
+  }
+
+  const capacities = keys.map((tensor, i) => tensor.dims[axes.token]! * (tables === undefined ? 1 : tables[i]!.dims.at(-1)!))
+  if (given === undefined && kind === 'paged') throw wrong('lengths', undefined, 'the tokens of each sequence [S] of a paged cache')
+  const lengths = spread(given, capacities, sequences, kvHeads, kind === 'ragged')
+  const starts = kind === 'ragged' ? denseStarts(lengths, keys) : undefined
+  if (contexts !== undefined && positions !== undefined) {
+    for (const [i, length] of lengths.entries()) {
+      const context = contexts[Math.floor(i / kvHeads) % sequences]!
+      if (length > context) throw new LaproxError('INVALID_ARGUMENT', `contextLengths: ${context} is below ${length}, the tokens of a head of that sequence`)
+    }
+  }
+  return {
+    kind,
+    type,
+    layers,
+    sequences,
+    kvHeads,
+    headDim,
+    keys: [...keys],
+    values: [...values],
+    positions,
+    valueNorms,
+    lengths,
+    contextLengths: contexts,
+    axes,
+    tables,
+    starts,
+  }
+}
+
+/** Which dimension is which. */
+export function axesOf(kind: CacheState['kind'], rank: number, layout?: string, example?: Tensor): Axes {
+  if (kind === 'ragged') return { page: 0, token: 0, head: -1 }
+  if (kind === 'contiguous') {
+    if (rank === 3) return { page: -1, token: 1, head: 0 }
+    if (rank === 4) return { page: 0, token: 2, head: 1 }
+    throw wrong('keys[0]', example, '[G, n, d], [S, G, n, d] or (ragged) [rows, d]; for pages, give a pageTable')
+  }
+  if (layout !== 'NHD' && layout !== 'HND') throw wrong('layout', layout, "'NHD' or 'HND'")
+  if (rank === 3) return { page: 0, token: 1, head: -1 }
+  if (rank === 4) return layout === 'NHD' ? { page: 0, token: 1, head: 2 } : { page: 0, token: 2, head: 1 }
+  throw wrong('keys[0]', example, layout === 'NHD' ? '[pages, pageSize, G, d] or [pages, pageSize, d]' : '[pages, G, pageSize, d] or [pages, pageSize, d]')
+}
+
+function checkTables({ pageTable }: PagedDescription, layers: number): readonly Tensor[] {
+  const list = Array.isArray(pageTable) ? tensors(pageTable, 'pageTable', layers) : Array<Tensor>(layers).fill(pageTable as Tensor)
+  for (const [i, table] of list.entries()) {
+    const at = Array.isArray(pageTable) ? `pageTable[${i}]` : 'pageTable'
+    if (!(table instanceof Tensor)) throw wrong(at, table, 'an int32 Tensor, or one per layer')
+    const rank = table.dims.length
+    if (table.type !== 'int32' || (rank !== 2 && rank !== 3) || rank !== list[0]!.dims.length) {
+      throw wrong(at, table, 'int32 [S, P] or [S, G, P], alike for all layers')
+    }
+    contiguousRows(table, at)
+    if (table.dims.at(-1) === 0) throw wrong(at, table, 'room for at least one page')
+  }
+  return list
+}
+
+function checkKeys(
+  keys: readonly Tensor[],
+  axes: Axes,
+  { sequences, kvHeads, headDim }: { sequences: number; kvHeads: number; headDim: number },
+  kind: CacheState['kind'],
+): void {
+  const first = keys[0]!
+  for (const [i, tensor] of keys.entries()) {
+    const expected = first.dims.map(() => -1)
+    expected[expected.length - 1] = headDim
+    if (axes.head >= 0) expected[axes.head] = kvHeads
+    if (kind === 'contiguous' && axes.page >= 0) expected[axes.page] = sequences
+    shape(tensor, `keys[${i}]`, expected, 'dims as those of keys[0]')
+    contiguousRows(tensor, `keys[${i}]`)
+    const rows = tensor.dims[axes.token]!
+    if (rows > maxInt32 || (kind === 'paged' && rows === 0)) {
+      throw wrong(`keys[${i}]`, tensor, kind === 'paged' ? 'pages of at least one token' : `at most ${maxInt32} rows`)
+    }
+  }
+}
+
+/** Values have the dims of the keys; positions and norms all but the last. */
+export function checkPlane(list: readonly Tensor[], at: string, keys: readonly Tensor[], headDim: number | undefined): void {
+  for (const [i, tensor] of list.entries()) {
+    const dims = headDim === undefined ? keys[i]!.dims.slice(0, -1) : keys[i]!.dims
+    shape(tensor, `${at}[${i}]`, dims, headDim === undefined ? 'the dims of keys without the last' : 'the dims of keys')
+    if (headDim !== undefined) contiguousRows(tensor, `${at}[${i}]`)
+  }
+}
+
+/** Checks positions or value norms. */
+export function optionalPlane(
+  given: readonly Tensor[] | undefined,
+  at: string,
+  keys: readonly Tensor[],
+  type: 'int32' | 'float32',
+): readonly Tensor[] | undefined {
+  if (given === undefined) return undefined
+  const list = tensors(given, at, keys.length)
+  sameType(list, at, type)
+  checkPlane(list, at, keys, undefined)
+  return [...list]
+}
+
+/** Integers of at least 0, copied. */
+export function integers(given: unknown, at: string): Int32Array {
+  const source = given instanceof Tensor && given.type === 'int32' ? packed(given as Tensor<'int32'>) : given
+  if (!(source instanceof Int32Array) && !Array.isArray(source)) throw wrong(at, given, 'an Int32Array, an int32 Tensor or an array of integers')
+  for (let i = 0; i < source.length; i++) {
+    const value: unknown = source[i]
+    if (!Number.isInteger(value) || (value as number) < 0 || (value as number) > maxInt32) throw wrong(`${at}[${i}]`, value, 'an integer of at least 0')
+  }
+  return Int32Array.from(source as ArrayLike<number>)
+}
+
+/** One list for all layers, or one per layer. */
+function perLayerIntegers(given: CacheDescription['lengths'], layers: number): readonly Int32Array[] | undefined {
+  if (given === undefined) return undefined
+  if (!Array.isArray(given) || typeof given[0] === 'number') return [integers(given, 'lengths')]
+  if (given.length !== layers) throw new LaproxError('INVALID_ARGUMENT', `lengths has ${given.length} items; expected one per layer, ${layers}`)
+  return given.map((list, i) => integers(list, `lengths[${i}]`))
+}
+
+/** [layers * S * G] tokens of each head; `capacities` are those of each layer's heads. */
+function spread(
+  given: readonly Int32Array[] | undefined,
+  capacities: readonly number[],
+  sequences: number,
+  kvHeads: number,
+  perHeadOnly: boolean,
+): Int32Array {
+  const segments = sequences * kvHeads
+  const result = new Int32Array(capacities.length * segments)
+  for (const [layer, capacity] of capacities.entries()) {
+    const list = given?.[given.length === 1 ? 0 : layer]
+    const at = given?.length === 1 ? 'lengths' : `lengths[${layer}]`
+    const perHead = list?.length === segments
+    if (list !== undefined && !perHead && (perHeadOnly || list.length !== sequences)) {
+      const expected = perHeadOnly ? `one per head, ${segments}` : `one per sequence, ${sequences}, or per head, ${segments}`
+      throw new LaproxError('INVALID_ARGUMENT', `${at} has ${list.length} numbers; expected ${expected}`)
+    }
+    for (let i = 0; i < segments; i++) {
+      const index = perHead ? i : Math.floor(i / kvHeads)
+      const length = list === undefined ? capacity : list[index]!
+      if (length > capacity) {
+        throw new LaproxError('OUT_OF_BOUNDS', `${at}[${index}] is ${length}; layer ${layer} has room for ${capacity} tokens`)
+      }
+      result[layer * segments + i] = length
+    }
+  }
+  return result
+}
+
+/** First rows of the heads of each layer, dense in the order of segments. */
+function denseStarts(lengths: Int32Array, keys: readonly Tensor[]): Int32Array {
+  const starts = new Int32Array(lengths.length)
+  const segments = lengths.length / keys.length
+  for (const [layer, tensor] of keys.entries()) {
+    const sums = cumulative(lengths.subarray(layer * segments, (layer + 1) * segments))
+    const rows = tensor.dims[0]!
+    if (sums[segments]! > rows) {
+      throw new LaproxError('OUT_OF_BOUNDS', `lengths of layer ${layer} sum up to ${sums[segments]}; keys[${layer}] has ${rows} rows`)
+    }
+    starts.set(sums.subarray(0, segments), layer * segments)
+  }
+  return starts
+}
+
+function encode(state: CacheState): Section {
+  const { layers, sequences, kvHeads, headDim, axes } = state
+  const writer = new SectionWriter()
+  writer.push(floatTypes.indexOf(state.type), layers, sequences, kvHeads, headDim, writer.buffer(state.contextLengths))
+  const lengths = writer.buffer(state.lengths)
+  const segments = sequences * kvHeads
+  for (let layer = 0; layer < layers; layer++) {
+    for (const list of [state.keys, state.values, state.positions, state.valueNorms]) writePlane(writer, list?.[layer], axes)
+    writer.push(Math.max(state.keys[layer]!.dims[axes.token]!, 1))
+    const table = state.tables?.[layer]
+    if (table !== undefined) {
+      const headStride = table.dims.length === 3 ? byteStride(table, 1) / 4 : 0
+      writer.push(table.dims.at(-1)!, writer.buffer(table.data), table.offset, byteStride(table, 0) / 4, headStride)
+    } else if (state.starts !== undefined) {
+      writer.push(1, writer.buffer(state.starts), layer * segments, kvHeads, 1)
+    } else {
+      writer.push(1, -1, 0, 0, 0)
+    }
+    writer.push(lengths, layer * segments, kvHeads, 1)
+  }
+  return writer.section()
+}
+
+/** A plane of rows, or none. */
+export function writePlane(writer: SectionWriter, tensor: Tensor | undefined, axes: Axes): void {
+  if (tensor === undefined) writer.push(-1, 0, 0, 0, 0, 0)
+  else {
+    writer.push(writer.buffer(tensor.data), tensor.offset * elementBytes(tensor.type), byteExtent(tensor))
+    writer.push(byteStride(tensor, axes.page), byteStride(tensor, axes.token), byteStride(tensor, axes.head))
+  }
+}

@@ -1,0 +1,180 @@
+import { existsSync, statSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { LaproxError } from './errors.js'
+
+/** Raised with every change of a function's arguments or of a section's numbers: native/addon/addon.cpp has the same number. */
+const bindingVersion = 1
+/** LAPROX_ABI_VERSION of native/include/laprox/laprox.h. */
+const abiVersion = 1
+
+/** Stands for a native object. Empty to JavaScript; the native side knows each kind by its type tag. */
+export interface NativeHandle {
+  readonly [nativeKind]?: never
+}
+declare const nativeKind: unique symbol
+
+/**
+ * What one call holds on to until it is settled: what its promise is fulfilled with, its progress function, its abort flag
+ * (an Int32Array that is 0 until the call should end), then every typed array that native code reads or writes.
+ */
+export type Held<T> = [result: T, progress: ((done: number) => void) | undefined, flag: Int32Array | undefined, ...buffers: ArrayBufferView[]]
+
+/**
+ * A description as flat numbers, and the typed arrays it talks about. The numbers begin with how many arrays there are; an
+ * array is named by its index among them, -1 for none. Booleans and enumerators are their numbers in laprox.h. The sections:
+ *
+ * - model: layers, queryHeads, kvHeads, headDim, modelDim, dtype, then per layer: projection (buffer, byte offset, bytes),
+ *   its row and column stride in bytes, scale, softCap, slidingWindow, sink logits (buffer)
+ * - cache: dtype, layers, sequences, kvHeads, headDim, context lengths (buffer), then per layer: the planes of keys, values,
+ *   positions and value norms, page size, pages per row, page table (buffer, element offset, sequence stride, head stride),
+ *   lengths (buffer, element offset, sequence stride, head stride)
+ * - a plane: buffer, byte offset, bytes, page stride, token stride, head stride in bytes
+ * - window: layers (0: there is none), dtype, rows, base of the log-sum-exp, then per layer: queries (buffer, byte offset,
+ *   bytes, sequence, head and row stride in bytes), log-sum-exp (the same)
+ * - scores: layers, sequences, kvHeads, bytes per entry, then buffers: lengths, data, positions, context lengths
+ * - score rule: statistic, attention, value, aggregation, sharing, seed, number of layer weights, the weights
+ * - select rule: pooling, its width, scope, kind of budget, ratio, amount, floor, pyramid beta, sinks, recent, non-finite,
+ *   number of pinned ranges, their begins and ends
+ * - selection: tokens (buffer), offsets (buffer)
+ * - target: lpx_target, width of the page table, number of sets of planes, per set the four planes and the page size, number
+ *   of free lists, their buffers
+ */
+export interface Section {
+  readonly numbers: Float64Array
+  readonly buffers: readonly ArrayBufferView[]
+}
+
+/** What follows a selection's [segments + 1] offsets in its table: numbers of the report, then the bytes of `fallback`. */
+export const reportNumbers: { readonly count: number; readonly fallbackBytes: number } = { count: 9, fallbackBytes: 64 }
+
+/** Makes the outputs of a call, now that it is known how many entries are kept. */
+export type Reserve<T> = (held: Held<T>, kept: number) => void
+
+/** What laprox.node exports. Everything that computes returns a promise of `held[0]` and runs on the device's own thread. */
+export interface Native {
+  readonly abiVersion: number
+  readonly bindingVersion: number
+  /** Of the library, "0.1.0". */
+  readonly version: string
+  /** Errors are made of this class from now on. */
+  initialize(errorClass: typeof LaproxError): void
+  backendInfo(backend: number): [available: boolean, deviceCount: number, code: string, reason: string]
+  /** held[0], an empty object, becomes the handle. */
+  openDevice(backend: number, index: number, threads: number, isa: number, held: Held<NativeHandle>): Promise<NativeHandle>
+  /** Calls under way go on; new ones are refused. */
+  closeDevice(device: NativeHandle): void
+  deviceInfo(device: NativeHandle): [backend: number, index: number, threads: number, memoryBytes: number, name: string, isa: string]
+  /** Ends those queued calls whose flag is set; running ones see it by themselves. */
+  sweep(device: NativeHandle): void
+  /** held[0], an empty object, becomes the handle, at once; the promise says when the factors are there. */
+  createModel(device: NativeHandle, model: Float64Array, held: Held<NativeHandle>): Promise<NativeHandle>
+  closeModel(model: NativeHandle): void
+  /** Further buffers: scores, positions (or an empty array), [seconds]. */
+  score<T>(model: NativeHandle, cache: Float64Array, window: Float64Array, rule: Float64Array, held: Held<T>): Promise<T>
+  /** `reserve` is called once, before this returns, and pushes the tokens and the table to `held`. */
+  select<T>(device: NativeHandle, scores: Float64Array, rule: Float64Array, held: Held<T>, reserve: Reserve<T>): Promise<T>
+  /** `reserve` is called once, before this returns, and pushes the tokens and the table to `held`. */
+  selectCache<T>(
+    model: NativeHandle,
+    cache: Float64Array,
+    window: Float64Array,
+    scoreRule: Float64Array,
+    selectRule: Float64Array,
+    held: Held<T>,
+    reserve: Reserve<T>,
+  ): Promise<T>
+  /** Further buffers: [seconds, ...pages used or freed], page ids. */
+  compact<T>(device: NativeHandle, cache: Float64Array, selection: Float64Array, target: Float64Array, held: Held<T>): Promise<T>
+}
+
+/** Collects the numbers and typed arrays of a {@link Section}. */
+export class SectionWriter {
+  readonly #numbers: number[] = [0]
+  readonly #buffers = new Map<ArrayBufferView, number>()
+
+  push(...numbers: readonly number[]): this {
+    this.#numbers.push(...numbers)
+    return this
+  }
+
+  /** The index of a typed array, which many records may share; -1 for none. */
+  buffer(data: ArrayBufferView | undefined): number {
+    if (data === undefined) return -1
+    let index = this.#buffers.get(data)
+    if (index === undefined) {
+      index = this.#buffers.size
+      this.#buffers.set(data, index)
+    }
+    return index
+  }
+
+  section(): Section {
+    this.#numbers[0] = this.#buffers.size
+    return { numbers: Float64Array.from(this.#numbers), buffers: [...this.#buffers.keys()] }
+  }
+}
+
+let loaded: Native | undefined
+
+/**
+ * The native library, loaded on first use.
+ *
+ * @throws LaproxError `NATIVE_MISSING` or `NATIVE_VERSION`, with what to do about it
+ */
+export function native(): Native {
+  loaded ??= load()
+  return loaded
+}
+
+function load(): Native {
+  const root = fileURLToPath(new URL('..', import.meta.url))
+  const platform = `${process.platform}-${process.arch}`
+  const override = process.env.LAPROX_NATIVE_PATH
+  const candidates =
+    override === undefined || override === ''
+      ? ['.cmake/Release', 'build/Release', `prebuilds/${platform}`].map((folder) => join(root, folder, 'laprox.node'))
+      : [statSync(override, { throwIfNoEntry: false })?.isDirectory() ? join(override, 'laprox.node') : override]
+  const require = createRequire(import.meta.url)
+  const failures: string[] = []
+  for (const path of candidates) {
+    if (!existsSync(path)) {
+      failures.push(`${path}: no such file`)
+      continue
+    }
+    let library: Native
+    try {
+      library = require(path) as Native
+    } catch (error) {
+      failures.push(`${path}: ${error instanceof Error ? error.message : String(error)}`)
+      continue
+    }
+    checkVersion(library, path)
+    library.initialize(LaproxError)
+    return library
+  }
+  throw new LaproxError(
+    'NATIVE_MISSING',
+    [
+      `laprox's native library could not be loaded on ${platform} (Node ${process.version}):`,
+      ...failures.map((failure) => `  ${failure}`),
+      override === undefined || override === ''
+        ? 'In a clone of the repository, build it: npm run build:native (needs a C++20 compiler).'
+        : 'LAPROX_NATIVE_PATH is set: correct it, or unset it to use the library that comes with the package.',
+      'In an installed package it is missing where there is no prebuilt binary for the platform, or where it was installed on another one:',
+      'install again on this machine, or build laprox from its repository and set LAPROX_NATIVE_PATH to the laprox.node.',
+    ].join('\n'),
+  )
+}
+
+function checkVersion(library: Native, path: string): void {
+  if (library.abiVersion === abiVersion && library.bindingVersion === bindingVersion) return
+  const version = (abi: unknown, binding: unknown): string => `${String(abi)}.${String(binding)}`
+  throw new LaproxError(
+    'NATIVE_VERSION',
+    `${path} has interface version ${version(library.abiVersion, library.bindingVersion)}; this laprox needs ` +
+      `${version(abiVersion, bindingVersion)}. Build it again (npm run build:native) or install the package again` +
+      `${process.env.LAPROX_NATIVE_PATH ? ', or unset LAPROX_NATIVE_PATH' : ''}.`,
+  )
+}

@@ -1,0 +1,241 @@
+import type { KvCache } from './cache.js'
+import { type CallOptions, call, type Hooks } from './call.js'
+import { allocate, integer, object, wrong } from './check.js'
+import { type Device, handleOf, sharedDevice } from './device.js'
+import { LaproxError } from './errors.js'
+import type { AttentionModel } from './model.js'
+import { type Held, type NativeHandle, native, reportNumbers, type Section } from './native.js'
+import type { Policy } from './policy.js'
+import { type Rules, rulesOf } from './rules.js'
+import { checkArray, type ScoreInputs, type Scores, type Shape, scoreInputs, sectionOf, segmentIndex } from './score.js'
+import type { Window } from './window.js'
+
+/** How a selection came about. */
+export interface SelectReport {
+  /** Entries there were, and entries kept, of all sequences. */
+  readonly entries: number
+  readonly kept: number
+  /** Of those kept, entries that the policy protects. */
+  readonly protectedEntries: number
+  /** NaN and infinite scores, kept because of `nonFinite: 'keep'`. */
+  readonly nonFinite: number
+  /** Whether bounds spared most exact scores, or every entry was scored. */
+  readonly path: 'pruned' | 'full'
+  /** Entries whose upper bound reached the proven threshold; all entries on the full path. */
+  readonly candidates: number
+  /** Entries whose exact score was computed. */
+  readonly exactScores: number
+  /** Why the full path ran where pruning was possible. */
+  readonly fallback?: string
+  /** Milliseconds of scoring (bounds included); 0 for given scores. */
+  readonly msScore: number
+  /** Milliseconds of ranking. */
+  readonly msSelect: number
+}
+
+/** A selection that comes from elsewhere. */
+export interface SelectionDescription {
+  readonly layers: number
+  /** Default 1. */
+  readonly sequences?: number | undefined
+  readonly kvHeads: number
+  /** The kept tokens of all segments, one after the other, ascending in each: not copied. */
+  readonly tokens: Int32Array
+  /** [segments] kept tokens of each. */
+  readonly counts: ArrayLike<number>
+}
+
+/** Tokens and offsets of a selection for native code; throws `DETACHED` where their memory is gone. */
+export let selectionSection: (selection: Selection) => Section
+/** A selection over arrays that native code fills. */
+let selectionOf: (shape: Shape, tokens: Int32Array, table: Float64Array) => Selection
+
+/**
+ * Which tokens of each segment are kept: data alone, which holds no native memory. A *segment* is one (layer, sequence, KV
+ * head); segments are numbered (layer * sequences + sequence) * kvHeads + head.
+ */
+export class Selection implements Shape {
+  readonly layers: number
+  readonly sequences: number
+  readonly kvHeads: number
+  /** The kept tokens of all segments, one after the other, ascending in each: indices into the segment, not positions. */
+  readonly tokens: Int32Array
+  /** [segments + 1] offsets, then the report. */
+  readonly #table: Float64Array
+  readonly #kept: number
+  #offsets: Float64Array | undefined
+  #report: SelectReport | undefined
+
+  private constructor(shape: Shape, tokens: Int32Array, table: Float64Array) {
+    this.layers = shape.layers
+    this.sequences = shape.sequences
+    this.kvHeads = shape.kvHeads
+    this.tokens = tokens
+    this.#table = table
+    this.#kept = tokens.length
+  }
+
+  static {
+    selectionOf = (shape, tokens, table) => new Selection(shape, tokens, table)
+    selectionSection = (selection) => {
+      if (!(selection instanceof Selection)) throw wrong('selection', selection, 'a Selection')
+      if (selection.tokens.length !== selection.#kept) {
+        throw new LaproxError('DETACHED', 'the buffer of the selection has been detached: it was transferred elsewhere')
+      }
+      return { numbers: Float64Array.of(2, 0, 1), buffers: [selection.tokens, selection.#table] }
+    }
+  }
+
+  /**
+   * A selection that comes from elsewhere, to be compacted. Whether tokens ascend and exist is checked by {@link compact}.
+   *
+   * @throws LaproxError `INVALID_ARGUMENT` for arrays that do not fit together
+   */
+  static from(description: SelectionDescription): Selection {
+    object(description, 'description', 'an object with layers, kvHeads, tokens and counts')
+    const { tokens, counts } = description
+    const layers = integer(description.layers, 'layers', 1)
+    const sequences = description.sequences === undefined ? 1 : integer(description.sequences, 'sequences', 1)
+    const kvHeads = integer(description.kvHeads, 'kvHeads', 1)
+    const segments = layers * sequences * kvHeads
+    if (counts?.length !== segments) {
+      throw new LaproxError('INVALID_ARGUMENT', `counts has ${counts?.length} numbers; expected one per segment, ${segments}`)
+    }
+    const table = new Float64Array(tableLength(segments))
+    for (let i = 0; i < segments; i++) table[i + 1] = table[i]! + integer(counts[i], `counts[${i}]`, 0)
+    const kept = table[segments]!
+    checkArray(tokens, 'tokens', Int32Array, kept)
+    table[segments + 2] = kept
+    return new Selection({ layers, sequences, kvHeads }, tokens, table)
+  }
+
+  /** [segments + 1] where the tokens of each segment begin. */
+  get offsets(): Float64Array {
+    this.#offsets ??= this.#table.slice(0, this.layers * this.sequences * this.kvHeads + 1)
+    return this.#offsets
+  }
+
+  /** [segments] kept tokens of each: a copy. */
+  get counts(): Int32Array {
+    const { offsets } = this
+    return Int32Array.from({ length: offsets.length - 1 }, (_, i) => offsets[i + 1]! - offsets[i]!)
+  }
+
+  /** Kept tokens of all segments together. */
+  get entries(): number {
+    return this.#kept
+  }
+
+  /** How it came about; of a selection from elsewhere, `kept` alone is known. */
+  get report(): SelectReport {
+    this.#report ??= readReport(this.#table, this.layers * this.sequences * this.kvHeads + 1)
+    return this.#report
+  }
+
+  /**
+   * The kept tokens of one segment, ascending: a view.
+   *
+   * @throws LaproxError `OUT_OF_BOUNDS`
+   */
+  kept(layer: number, sequence: number, head: number): Int32Array {
+    const x = segmentIndex(this, layer, sequence, head)
+    return this.tokens.subarray(this.#table[x]!, this.#table[x + 1]!)
+  }
+}
+
+function tableLength(segments: number): number {
+  return segments + 1 + reportNumbers.count + reportNumbers.fallbackBytes / 8
+}
+
+function readReport(table: Float64Array, first: number): SelectReport {
+  const bytes = new Uint8Array(table.buffer, table.byteOffset + (first + reportNumbers.count) * 8, reportNumbers.fallbackBytes)
+  const end = bytes.indexOf(0)
+  const fallback = String.fromCharCode(...bytes.subarray(0, end < 0 ? bytes.length : end))
+  return Object.freeze({
+    entries: table[first]!,
+    kept: table[first + 1]!,
+    protectedEntries: table[first + 2]!,
+    nonFinite: table[first + 3]!,
+    path: table[first + 4] === 1 ? 'pruned' : 'full',
+    candidates: table[first + 5]!,
+    exactScores: table[first + 6]!,
+    ...(fallback === '' ? {} : { fallback }),
+    msScore: table[first + 7]! * 1000,
+    msSelect: table[first + 8]! * 1000,
+  })
+}
+
+/** What {@link select} takes. */
+export interface SelectOptions extends CallOptions {
+  /** Where to rank. Default: the device that the first call without one opens, a CPU device that lives until the process ends. */
+  readonly device?: Device | undefined
+}
+
+const noHooks: Hooks = { progress: undefined, flag: undefined }
+
+/**
+ * Ranks scores and chooses what a policy keeps: exactly as many as its budget says, ties to the smaller (layer, head, token).
+ * The policy's score rule and layer weights play no part; its pooling, scope, budget, floor and protection do.
+ *
+ * @throws LaproxError (as a rejection) `INVALID_ARGUMENT`, `BUDGET_TOO_SMALL` where the budget is below what is protected,
+ *   `NON_FINITE` (see {@link Policy.nonFinite}), `OUT_OF_MEMORY`, `DISPOSED`, `DETACHED`, `ABORTED`
+ */
+export function select(scores: Scores, policy: Policy, options?: SelectOptions): Promise<Selection> {
+  // Written for few microseconds: no async function, no closure where nobody listens.
+  try {
+    const section = sectionOf(scores)
+    const rules = rulesOf(policy)
+    const device = options?.device
+    if (device !== undefined && options?.signal === undefined && options?.progress === undefined) {
+      return startSelect(handleOf(device), scores, section, rules, noHooks)
+    }
+    return selectWith(scores, section, rules, options)
+  } catch (error) {
+    return Promise.reject(error)
+  }
+}
+
+async function selectWith(scores: Scores, section: Section, rules: Rules, options: SelectOptions | undefined): Promise<Selection> {
+  const device = handleOf(options?.device ?? (await sharedDevice()))
+  return call(device, options, (hooks) => startSelect(device, scores, section, rules, hooks))
+}
+
+export function startSelect(device: NativeHandle, scores: Scores, section: Section, rules: Rules, hooks: Hooks): Promise<Selection> {
+  const held: Held<Shape> = [scores, hooks.progress, hooks.flag, ...section.buffers]
+  return native().select(device, section.numbers, rules.select, held as Held<Selection>, reserve)
+}
+
+/** Puts a selection in the place of the shape that a call has for a result so far. Its two arrays share one buffer. */
+function reserve(held: Held<Shape>, kept: number): void {
+  const shape = held[0]
+  const table = tableLength(shape.layers * shape.sequences * shape.kvHeads)
+  const buffer = allocate(ArrayBuffer, (kept + (kept % 2)) * 4 + table * 8, 'the selection')
+  const tokens = new Int32Array(buffer, 0, kept)
+  const rest = new Float64Array(buffer, (kept + (kept % 2)) * 4, table)
+  held[0] = selectionOf(shape, tokens, rest)
+  held.push(tokens, rest)
+}
+
+/**
+ * What a policy keeps of a cache: the same selection, to the bit, as `select(await score(...))`, but with few exact scores
+ * where bounds prove that the others cannot be kept; the report tells how many.
+ *
+ * @param window may be null for policies that look at no query
+ * @throws LaproxError (as a rejection) what {@link score} and {@link select} throw
+ */
+export async function selectFrom(
+  model: AttentionModel,
+  cache: KvCache,
+  window: Window | null,
+  policy: Policy,
+  options?: CallOptions,
+): Promise<Selection> {
+  const inputs = scoreInputs(model, cache, window, policy)
+  return call(inputs.device, options, (hooks) => startSelectFrom(inputs, hooks))
+}
+
+export function startSelectFrom(inputs: ScoreInputs, { progress, flag }: Hooks): Promise<Selection> {
+  const { model, state, cache, window, rules } = inputs
+  const held: Held<Shape> = [state, progress, flag, ...cache.buffers, ...window.buffers]
+  return native().selectCache(model, cache.numbers, window.numbers, rules.score, rules.select, held as Held<Selection>, reserve)
+}

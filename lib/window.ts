@@ -1,0 +1,77 @@
+import type { CacheState } from './cache.js'
+import { byteExtent, byteStride, contiguousRows, floatType, object, sameType, shape, tensors, wrong } from './check.js'
+import { LaproxError } from './errors.js'
+import { type AttentionModel, floatTypes } from './model.js'
+import { type Section, SectionWriter } from './native.js'
+import { elementBytes, type Tensor } from './tensor.js'
+
+/** The last queries of each sequence: whose attention decides what the cache's entries are worth. */
+export interface Window {
+  /**
+   * Per layer [H, m, d], or [S, H, m, d] for a batch, rotated like the keys; float32, float16 or bfloat16. The last row is that
+   * of the last token read. A policy uses its last `window` rows; fewer are enough only for sequences that are shorter.
+   */
+  readonly queries: readonly Tensor[]
+  /** Per layer [H, m] or [S, H, m], float32: the log-sum-exp of each query's logits over the whole context, after scale, soft-cap, mask and sink. Default: computed. */
+  readonly logSumExp?: readonly Tensor[] | undefined
+  /** The base of its logarithm and exponentials. Default 'e'. */
+  readonly logSumExpBase?: 'e' | '2' | undefined
+}
+
+const none: Section = { numbers: Float64Array.of(0, 0), buffers: [] }
+
+/** A window for native code: the last `rows` queries. */
+export function windowSection(
+  window: Window | null | undefined,
+  rows: number,
+  needed: boolean,
+  model: AttentionModel,
+  cache: CacheState,
+): Section {
+  if (!needed) return none
+  object(window, 'window', 'an object with queries, which this policy looks at')
+  const { queries, logSumExp, logSumExpBase = 'e' } = window!
+  tensors(queries, 'queries', cache.layers)
+  const type = floatType(queries, 'queries')
+  const batched = queries[0]!.dims.length === 4
+  if (!batched && cache.sequences > 1) throw wrong('queries[0]', queries[0], `[S, H, m, d] for ${cache.sequences} sequences`)
+  const given = queries[0]!.dims.at(-2) ?? 0
+  const longest = cache.contextLengths === undefined || cache.positions === undefined ? max(cache.lengths) : max(cache.contextLengths)
+  const used = Math.min(rows, given)
+  if (used < Math.min(rows, longest) || used < 1) {
+    throw new LaproxError('INVALID_ARGUMENT', `queries have ${given} rows; expected the last ${Math.min(rows, Math.max(longest, 1))} queries, the policy's window`)
+  }
+  const dims = [model.queryHeads, given]
+  if (batched) dims.unshift(cache.sequences)
+  if (logSumExp !== undefined) sameType(tensors(logSumExp, 'logSumExp', cache.layers), 'logSumExp', 'float32')
+  if (logSumExpBase !== 'e' && logSumExpBase !== '2') throw wrong('logSumExpBase', logSumExpBase, "'e' or '2'")
+
+  const writer = new SectionWriter()
+  writer.push(cache.layers, floatTypes.indexOf(type), used, logSumExpBase === 'e' ? 0 : 1)
+  for (const [i, tensor] of queries.entries()) {
+    if (tensor.type !== type) throw wrong(`queries[${i}]`, tensor, `type ${type}`)
+    shape(tensor, `queries[${i}]`, [...dims, model.headDim], batched ? '[S, H, m, d]' : '[H, m, d]')
+    contiguousRows(tensor, `queries[${i}]`)
+    writeRows(writer, tensor, dims.length - 1, given - used)
+    const lse = logSumExp?.[i]
+    if (lse !== undefined) shape(lse, `logSumExp[${i}]`, dims, batched ? '[S, H, m]' : '[H, m]')
+    writeRows(writer, lse, dims.length - 1, given - used)
+  }
+  return writer.section()
+}
+
+/** A tensor from row `skipped` of dimension `row` on; before that dimension stand the heads and, in a batch, the sequences. */
+function writeRows(writer: SectionWriter, tensor: Tensor | undefined, row: number, skipped: number): void {
+  if (tensor === undefined) {
+    writer.push(-1, 0, 0, 0, 0, 0)
+    return
+  }
+  const rowStride = byteStride(tensor, row)
+  const skippedBytes = skipped * rowStride
+  writer.push(writer.buffer(tensor.data), tensor.offset * elementBytes(tensor.type) + skippedBytes, byteExtent(tensor) - skippedBytes)
+  writer.push(byteStride(tensor, row - 2), byteStride(tensor, row - 1), rowStride)
+}
+
+function max(values: Int32Array): number {
+  return values.reduce((most, value) => Math.max(most, value), 0)
+}

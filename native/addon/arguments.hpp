@@ -1,0 +1,115 @@
+// Reads the flat numbers that lib/ writes: the records are described in lib/native.ts, field by field in this order. Every
+// pointer made here lies inside the typed array it came from.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "addon/buffers.hpp"
+
+namespace laprox::addon {
+
+// One Float64Array of numbers, and the typed arrays that belong to it: `count` of them from the next one on, where `count`
+// is its first number.
+class Section {
+ public:
+  // `next` is the first of the call's buffers that no section before has taken.
+  Section(Napi::Value numbers, const Buffers& buffers, size_t& next);
+
+  double real();
+  int64_t integer();
+  int32_t int32();
+  template <typename Enum>
+  Enum choice() {
+    return static_cast<Enum>(int32());
+  }
+  // A buffer's index, or nothing for -1.
+  const Buffer* buffer();
+
+ private:
+  const double* at_ = nullptr;
+  const double* end_ = nullptr;
+  const Buffers& buffers_;
+  size_t first_;
+  size_t count_ = 0;
+};
+
+// `count` elements of `T` from element `offset` on. Throws where the buffer is of another type or has fewer.
+template <typename T>
+T* elements(const Buffer& buffer, int64_t offset, int64_t count);
+
+// A record of (buffer, byte offset, bytes): memory inside one typed array of the element type of `dtype`.
+struct Memory {
+  std::byte* data = nullptr;  // null: absent
+  int64_t bytes = 0;
+};
+
+struct ModelArguments {
+  explicit ModelArguments(Section section);
+  lpx_model_desc desc{};
+  int64_t factor_bytes() const;
+
+ private:
+  std::vector<lpx_layer> layers_;
+  std::vector<float> sink_logits_;
+};
+
+class CacheArguments {
+ public:
+  explicit CacheArguments(Section section);
+  CacheArguments(const CacheArguments&) = delete;
+  CacheArguments& operator=(const CacheArguments&) = delete;
+
+  // Copies the page tables, so that JavaScript that changes them while the call runs cannot lead it astray.
+  void copy_tables();
+  const lpx_cache& desc() const { return desc_; }
+  int64_t segments() const { return int64_t{desc_.layers} * desc_.sequences * desc_.kv_heads; }
+  std::vector<int32_t> lengths() const;
+
+ private:
+  lpx_cache desc_{};
+  std::vector<lpx_cache_layer> layers_;
+  std::vector<std::vector<int32_t>> tables_;
+};
+
+class WindowArguments {
+ public:
+  explicit WindowArguments(Section section);
+  WindowArguments(const WindowArguments&) = delete;
+  WindowArguments& operator=(const WindowArguments&) = delete;
+  // Null where the call has none.
+  const lpx_window* desc() const { return desc_.layer == nullptr ? nullptr : &desc_; }
+
+ private:
+  lpx_window desc_{};
+  std::vector<lpx_window_layer> layers_;
+};
+
+class ScoreRuleArguments {
+ public:
+  explicit ScoreRuleArguments(Section section);
+  ScoreRuleArguments(const ScoreRuleArguments&) = delete;
+  ScoreRuleArguments& operator=(const ScoreRuleArguments&) = delete;
+  // Checks the number of layer weights.
+  const lpx_score_rule& desc(int32_t layers) const;
+
+ private:
+  lpx_score_rule desc_{};
+  std::vector<float> weights_;
+};
+
+class SelectRuleArguments {
+ public:
+  explicit SelectRuleArguments(Section section);
+  SelectRuleArguments(const SelectRuleArguments&) = delete;
+  SelectRuleArguments& operator=(const SelectRuleArguments&) = delete;
+  lpx_select_rule desc{};
+
+ private:
+  std::vector<lpx_range> pinned_;
+};
+
+// Four planes: key, value, position, value norm.
+void read_planes(Section& section, lpx_dtype dtype, lpx_cache_layer& layer);
+
+}  // namespace laprox::addon

@@ -1,0 +1,80 @@
+// One call: decoded on the JavaScript thread, run on its device's thread, settled on the JavaScript thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <memory>
+
+#include "addon/arguments.hpp"
+#include "addon/device.hpp"
+
+namespace laprox::addon {
+
+// Where the typed arrays begin in `held`.
+inline constexpr uint32_t kFirstBuffer = 3;
+
+class Job {
+ public:
+  // `held` is [result, progress function, abort flag, ...typed arrays]: see lib/native.ts. It is referenced until the job
+  // is settled, and with it every buffer that native code uses.
+  Job(std::shared_ptr<Device> device, Napi::Value held);
+  virtual ~Job();
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  // JavaScript thread: the promise of held[0], once.
+  Napi::Value promise();
+  Device& device() const { return *device_; }
+  // Device thread.
+  void execute() noexcept;
+  // JavaScript thread: fulfils or rejects the promise, and reports progress.
+  void settle() noexcept;
+  void deliver_progress() noexcept;
+
+  // Any thread.
+  bool aborted() const { return abort_flag_ != nullptr && abort_flag_->load(std::memory_order_relaxed) != 0; }
+
+ protected:
+  // The work. A status other than LPX_OK has its sentence in lpx_last_error; a Failure is as good.
+  virtual lpx_status run() = 0;
+
+  // The next numbers, with the buffers that belong to them.
+  Section section(Napi::Value numbers) {
+    Section result(numbers, buffers_, next_buffer_);
+    section_buffers_ = next_buffer_;
+    return result;
+  }
+  // The next buffer after those of the sections: outputs that nobody else knows before the call is settled.
+  const Buffer& next_buffer();
+  // Adds the buffers that have been pushed to `held`.
+  void extend(Napi::Value held) { buffers_.extend(held); }
+  // The last argument of the C ABI's calls: progress and cancellation.
+  const lpx_call* call() const { return &call_; }
+
+ private:
+  static int on_progress(void* job, int64_t done, int64_t total) noexcept;
+  bool cancelled() const { return device_->cancelled() || aborted(); }
+
+  const std::shared_ptr<Device> device_;
+  const napi_env env_;
+  napi_ref held_ = nullptr;
+  napi_deferred deferred_ = nullptr;
+  Buffers buffers_;
+  size_t next_buffer_ = 0;
+  size_t section_buffers_ = 0;
+  std::atomic<int32_t>* abort_flag_ = nullptr;
+  lpx_call call_{};
+
+  bool reports_progress_ = false;
+  std::chrono::steady_clock::time_point next_report_;
+  std::atomic<bool> report_on_its_way_ = false;
+  std::atomic<double> done_ = 0;
+
+  std::exception_ptr thrown_;  // null: it worked
+};
+
+// Queues a job and returns its promise.
+Napi::Value submit(std::unique_ptr<Job> job);
+
+}  // namespace laprox::addon

@@ -1,0 +1,178 @@
+#include "addon/select.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "addon/handle.hpp"
+#include "addon/job.hpp"
+#include "addon/model.hpp"
+
+namespace laprox::addon {
+namespace {
+
+constexpr int64_t kReportNumbers = 9;
+constexpr int64_t kFallbackNumbers = sizeof(lpx_report::fallback) / sizeof(double);
+
+// Given scores. The lengths are copied: JavaScript may change its own while the call runs.
+class ScoresArguments {
+ public:
+  explicit ScoresArguments(Section section) {
+    desc.size = sizeof desc;
+    desc.layers = section.int32();
+    desc.sequences = section.int32();
+    desc.kv_heads = section.int32();
+    desc.bytes_per_entry = section.integer();
+    const Buffer* lengths = section.buffer();
+    const Buffer* data = section.buffer();
+    const Buffer* positions = section.buffer();
+    const Buffer* contexts = section.buffer();
+    if (desc.layers < 1 || desc.sequences < 1 || desc.kv_heads < 1 || lengths == nullptr)
+      fail("INVALID_ARGUMENT", "scores of %d layers, %d sequences and %d KV heads", desc.layers, desc.sequences, desc.kv_heads);
+    // The product fits: no buffer has as many elements.
+    if (int64_t{desc.layers} * desc.sequences > lengths->bytes) fail("OUT_OF_BOUNDS", "scores have fewer lengths than segments");
+    const int64_t segments = int64_t{desc.layers} * desc.sequences * desc.kv_heads;
+    const int32_t* given = elements<int32_t>(*lengths, 0, segments);
+    lengths_.assign(given, given + segments);
+    offsets_.resize(lengths_.size());
+    std::exclusive_scan(lengths_.begin(), lengths_.end(), offsets_.begin(), int64_t{0});
+    desc.lengths = lengths_.data();
+    desc.offsets = offsets_.data();
+    desc.count = offsets_.back() + lengths_.back();
+    if (data != nullptr) desc.data = elements<float>(*data, 0, desc.count);
+    if (positions != nullptr) desc.positions = elements<int32_t>(*positions, 0, desc.count);
+    if (contexts != nullptr) desc.context_lengths = elements<int32_t>(*contexts, 0, desc.sequences);
+  }
+  ScoresArguments(const ScoresArguments&) = delete;
+  ScoresArguments& operator=(const ScoresArguments&) = delete;
+
+  lpx_scores desc{};
+
+ private:
+  std::vector<int32_t> lengths_;
+  std::vector<int64_t> offsets_;
+};
+
+// A job that writes a selection: tokens, and one Float64Array (the table) of [segments + 1] offsets, the numbers of the
+// report and the bytes of its `fallback`.
+class SelectionJob : public Job {
+ protected:
+  using Job::Job;
+
+  // Makes the outputs, now that it can be known how many entries are kept: `reserve` is (held, kept) => void and pushes them
+  // to `held`. What is protected does not change that number; whether it fits is for the selection itself to see.
+  void reserve(Napi::Value held, Napi::Value reserve, const lpx_scores& scores, lpx_select_rule rule) {
+    rule.sinks = rule.recent = rule.pinned_count = 0;
+    std::vector<int64_t> kept(static_cast<size_t>(scores.sequences));
+    check(lpx_kept_counts(&scores, &rule, kept.data()));
+    const auto total = static_cast<double>(std::accumulate(kept.begin(), kept.end(), int64_t{0}));
+    reserve.As<Napi::Function>().Call({held, Napi::Number::New(held.Env(), total)});
+    extend(held);
+
+    const Buffer& tokens = next_buffer();
+    const auto offsets = static_cast<size_t>(int64_t{scores.layers} * scores.sequences * scores.kv_heads + 1);
+    offsets_.resize(offsets);
+    table_ = elements<double>(next_buffer(), 0, static_cast<int64_t>(offsets) + kReportNumbers + kFallbackNumbers);
+    out_.size = sizeof out_;
+    out_.capacity = tokens.bytes / 4;
+    out_.tokens = elements<int32_t>(tokens, 0, out_.capacity);
+    out_.offsets = offsets_.data();
+    report_.size = sizeof report_;
+  }
+
+  lpx_status run() final {
+    const lpx_status status = select(out_, report_);
+    if (status == LPX_OK) deliver();
+    return status;
+  }
+
+  virtual lpx_status select(const lpx_selection& out, lpx_report& report) = 0;
+
+ private:
+  void deliver() const {
+    double* out = std::copy(offsets_.begin(), offsets_.end(), table_);
+    *out++ = static_cast<double>(report_.entries);
+    *out++ = static_cast<double>(report_.kept);
+    *out++ = static_cast<double>(report_.protected_entries);
+    *out++ = static_cast<double>(report_.non_finite);
+    *out++ = report_.path;
+    *out++ = static_cast<double>(report_.candidates);
+    *out++ = static_cast<double>(report_.exact_scores);
+    *out++ = report_.score_seconds;
+    *out++ = report_.select_seconds;
+    std::memcpy(out, report_.fallback, sizeof report_.fallback);
+  }
+
+  std::vector<int64_t> offsets_;
+  double* table_ = nullptr;
+  lpx_selection out_{};
+  lpx_report report_{};
+};
+
+class SelectJob : public SelectionJob {
+ public:
+  SelectJob(const Napi::CallbackInfo& info, const std::shared_ptr<Device>& device)
+      : SelectionJob(device, info[3]), scores_(section(info[1])), rule_(section(info[2])) {
+    reserve(info[3], info[4], scores_.desc, rule_.desc);
+  }
+
+ private:
+  lpx_status select(const lpx_selection& out, lpx_report& report) override {
+    return lpx_select(device().handle(), &scores_.desc, &rule_.desc, &out, &report, call());
+  }
+
+  const ScoresArguments scores_;
+  const SelectRuleArguments rule_;
+};
+
+class SelectCacheJob : public SelectionJob {
+ public:
+  SelectCacheJob(const Napi::CallbackInfo& info, std::shared_ptr<Model> model)
+      : SelectionJob(model->device(), info[5]),
+        model_(std::move(model)),
+        cache_(section(info[1])),
+        window_(section(info[2])),
+        score_rule_(section(info[3])),
+        select_rule_(section(info[4])) {
+    const std::vector<int32_t> lengths = cache_.lengths();
+    std::vector<int64_t> offsets(lengths.size());
+    std::exclusive_scan(lengths.begin(), lengths.end(), offsets.begin(), int64_t{0});
+    lpx_scores scores{};
+    scores.size = sizeof scores;
+    scores.layers = cache_.desc().layers;
+    scores.sequences = cache_.desc().sequences;
+    scores.kv_heads = cache_.desc().kv_heads;
+    scores.count = offsets.back() + lengths.back();
+    scores.offsets = offsets.data();
+    scores.lengths = lengths.data();
+    scores.bytes_per_entry = 2 * int64_t{cache_.desc().head_dim} * (cache_.desc().dtype == LPX_F32 ? 4 : 2);
+    reserve(info[5], info[6], scores, select_rule_.desc);
+  }
+
+ private:
+  lpx_status select(const lpx_selection& out, lpx_report& report) override {
+    cache_.copy_tables();
+    return lpx_select_cache(model_->handle(), &cache_.desc(), window_.desc(), &score_rule_.desc(cache_.desc().layers), &select_rule_.desc, &out,
+                            &report, call());
+  }
+
+  const std::shared_ptr<Model> model_;
+  CacheArguments cache_;
+  const WindowArguments window_;
+  const ScoreRuleArguments score_rule_;
+  const SelectRuleArguments select_rule_;
+};
+
+}  // namespace
+
+// (device, scores, select rule, held, reserve); reserve pushes tokens and table.
+Napi::Value select(const Napi::CallbackInfo& info) {
+  return submit(std::make_unique<SelectJob>(info, unwrap<Device>(info[0])));
+}
+
+// (model, cache, window, score rule, select rule, held, reserve); reserve pushes tokens and table.
+Napi::Value select_cache(const Napi::CallbackInfo& info) {
+  return submit(std::make_unique<SelectCacheJob>(info, unwrap<Model>(info[0])));
+}
+
+}  // namespace laprox::addon

@@ -1,0 +1,116 @@
+// Builds laprox.node: with cmake-js into .cmake/ where CMake is installed, else with node-gyp into build/.
+// node native/build.mjs [--tool cmake-js|node-gyp] [--werror]
+import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { availableParallelism } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '..')
+const folders = { 'cmake-js': join(root, '.cmake'), 'node-gyp': join(root, 'build') }
+const binary = (tool) => join(folders[tool], 'Release', 'laprox.node')
+const stamp = (tool) => join(folders[tool], 'fingerprint')
+
+/** One hash of everything the binary is made of. */
+function fingerprint() {
+  const hash = createHash('sha256')
+  hash.update(JSON.stringify([process.platform, process.arch, JSON.parse(readFileSync(join(root, 'package.json'))).version]))
+  const add = (path) => {
+    for (const entry of readdirSync(join(root, path), { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
+      const child = `${path}/${entry.name}`
+      if (entry.isDirectory()) add(child)
+      else
+        hash
+          .update(child)
+          .update('\0')
+          .update(readFileSync(join(root, child)))
+          .update('\0')
+    }
+  }
+  add('native')
+  add('cmake')
+  for (const file of ['CMakeLists.txt', 'binding.gyp']) hash.update(readFileSync(join(root, file)))
+  return hash.digest('hex')
+}
+
+const isFresh = (tool, wanted) => existsSync(binary(tool)) && existsSync(stamp(tool)) && readFileSync(stamp(tool), 'utf8') === wanted
+
+const hasCMake = () => spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status === 0
+
+/** The prefix of this Node, when its own headers lie there: node-gyp then has nothing to download. */
+function ownHeaders() {
+  const prefix = resolve(dirname(process.execPath), '..')
+  const header = join(prefix, 'include', 'node', 'node_version.h')
+  if (!existsSync(header)) return {}
+  const text = readFileSync(header, 'utf8')
+  const version = ['MAJOR', 'MINOR', 'PATCH'].map((part) => text.match(new RegExp(`NODE_${part}_VERSION (\\d+)`))?.[1]).join('.')
+  return version === process.versions.node ? { npm_config_nodedir: prefix } : {}
+}
+
+function run(tool, werror) {
+  const require = createRequire(import.meta.url)
+  const jobs = String(availableParallelism())
+  const commands = {
+    'cmake-js': () => {
+      const cli = require.resolve('cmake-js/bin/cmake-js')
+      const options = ['-O', folders[tool], `--CDLAPROX_WERROR=${werror ? 'ON' : 'OFF'}`]
+      return [
+        [cli, 'configure', ...options],
+        [cli, 'build', ...options, '-p', jobs],
+      ]
+    },
+    'node-gyp': () => {
+      const cli = require.resolve('node-gyp/bin/node-gyp.js')
+      return [
+        [cli, 'configure', '--release', '--', `-Dlaprox_werror=${werror ? 1 : 0}`],
+        [cli, 'build', '-j', jobs],
+      ]
+    },
+  }
+  for (const command of commands[tool]()) {
+    const env = { ...ownHeaders(), ...process.env }
+    const { status, stdout, stderr, error } = spawnSync(process.execPath, command, { cwd: root, env, encoding: 'utf8', maxBuffer: 1 << 28 })
+    const output = `${stdout ?? ''}${stderr ?? ''}`
+    if (status !== 0 || /\bwarning:/.test(output)) process.stderr.write(output)
+    if (status !== 0) throw new Error(`laprox.node: ${tool} failed${error ? `: ${error.message}` : '; its output is above'}`)
+  }
+}
+
+/** Sees to it that laprox.node is there and made of the sources as they are; returns its path. */
+export function buildNative({ tool, werror = false } = {}) {
+  const target = `${process.platform}-${process.arch}`
+  const wanted = fingerprint()
+  const candidates = tool ? [tool] : Object.keys(folders)
+  const fresh = candidates.find((name) => isFresh(name, wanted))
+  if (fresh) {
+    console.error(`laprox.node: up to date (${fresh}, ${target})`)
+    return binary(fresh)
+  }
+
+  const chosen = tool ?? (hasCMake() ? 'cmake-js' : 'node-gyp')
+  console.error(`laprox.node: building with ${chosen} ...`)
+  const start = performance.now()
+  run(chosen, werror)
+  writeFileSync(stamp(chosen), wanted)
+  // The loader looks into .cmake first: what is stale there must not hide what node-gyp has just built.
+  if (!isFresh('cmake-js', wanted)) rmSync(binary('cmake-js'), { force: true })
+  console.error(`laprox.node: built with ${chosen} for ${target}, CPU backend, ${((performance.now() - start) / 1000).toFixed(1)} s`)
+  return binary(chosen)
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const { values } = parseArgs({ options: { tool: { type: 'string' }, werror: { type: 'boolean' } } })
+  if (values.tool !== undefined && !(values.tool in folders)) {
+    console.error(`--tool is ${values.tool}; expected ${Object.keys(folders).join(' or ')}`)
+    process.exit(2)
+  }
+  try {
+    buildNative(values)
+  } catch (error) {
+    console.error(error.message)
+    process.exit(1)
+  }
+}

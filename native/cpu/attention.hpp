@@ -1,0 +1,107 @@
+// Softmax attention of the window on a cache: packed queries, log-sum-exp, and the scan that finds it.
+//
+// scan: one product of all keys with all query rows. With b a reference point for each row (the log-sum-exp over a small
+// sample of the keys), e = exp(s - b) gives lse = b + log(sum of e) and, with sums of e^2 over groups of rows, an upper bound
+// of every ||a_h[:, i]||: a = e * exp(b - lse). All of it in base 2. A row whose sum outgrows the reference is scanned again from its maximum.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "core/backend.hpp"
+#include "cpu/pool.hpp"
+#include "cpu/tile.hpp"
+#include "cpu/workspace.hpp"
+
+namespace laprox::cpu {
+
+// Tokens of one task: small enough to balance threads and to cancel within milliseconds.
+inline constexpr int kBlock = 512;
+
+// Buffers of one thread, for one tile.
+struct Scratch {
+  Scratch(Workspace& workspace, const ModelShape& model, int window_rows);
+
+  float* keys;
+  float* logits;  // [R * m] rows
+  float* values;
+  float* columns;  // [R * kFactorColumns] rows
+  float* attention_pairs;
+  float* value_pairs;
+  float* heads;     // [R]
+  float* squares;   // [R * groups]
+  float* row_sums;  // [R * m][kSumLanes]
+  float* plain;     // [kTile][d]
+  float* panels;    // [kFactorColumns rounded up to panels][d]
+  const void* rows[kTile];
+  int32_t positions[kTile];
+};
+
+// Asks for rows that the next tile will read, while this one is computed.
+void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes);
+
+// Consecutive segments that are scanned together, and what the scan left for each.
+struct Wave {
+  int64_t first;
+  int64_t last;
+};
+
+class Attention {
+ public:
+  Attention(Workspace& workspace, const ScoreInputs& inputs);
+
+  // Packs queries and finds the log-sum-exp of all rows. `seen` is called after each wave, while `squares` of its segments are there.
+  void run(Pool& pool, const Kernels& kernels, std::vector<Scratch>& scratch, Progress& progress,
+           const std::function<void(const Wave&)>& seen = nullptr);
+
+  // Units of progress that run() advances by.
+  int64_t work() const { return inputs_.cache.entries(); }
+  int rows() const { return rows_; }    // m
+  int heads() const { return heads_; }  // R
+  int groups() const { return groups_; }
+  // Rows of a segment that exist.
+  int existing_rows(Segment s) const;
+
+  // Attention of every row on `count` tokens, ascending: fills scratch.logits.
+  void attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
+
+  // For upper bounds: sums of squares of a segment of the current wave, rows `stride` apart, and how much each group of them
+  // has to be multiplied by.
+  const float* squares(int64_t segment, int64_t& stride) const;
+  void inflation(int64_t segment, float* out) const;
+
+ private:
+  bool given(int64_t segment) const { return inputs_.window->has_lse(inputs_.cache.segments().at(segment).layer); }
+  AttentionTile tile(const Kernels& kernels, int64_t segment, const void* const* rows, int count, Scratch& scratch) const;
+  const Visibility* mask(int64_t segment, int32_t last_position, int count, bool whole, Scratch& scratch, Visibility& storage) const;
+  void load_positions(int64_t segment, const int32_t* tokens, int count, int32_t* positions) const;
+  void prepare(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  void reference_from(const Kernels& kernels, int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
+  void reference_from_maximum(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  void scan_block(const Kernels& kernels, int64_t segment, int64_t block, Scratch& scratch);
+  void finish(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }
+  int64_t padded(int64_t segment) const { return (inputs_.cache.length(segment) + kTile - 1) / kTile * kTile; }
+  float* queries(int64_t segment) const { return queries_ + segment * query_floats_; }
+  float* references(int64_t segment) const { return references_ + segment * heads_ * rows_; }
+  float* residuals(int64_t segment) const { return residuals_ + segment * heads_ * rows_; }
+  void set_log_sum(int64_t segment, int row, double log_sum);
+  float* log_sums(int64_t segment) const { return log_sums_ + segment * heads_ * rows_; }
+
+  const ScoreInputs& inputs_;
+  int rows_;
+  int heads_;
+  int groups_;
+  int64_t query_floats_;
+  std::vector<Wave> waves_;
+  std::vector<int64_t> square_offsets_;   // [segments] in the wave's buffers
+  std::vector<int64_t> partial_offsets_;  // [segments]
+  float* queries_;                        // [segments] packed
+  float* references_;                     // [segments][R * m]: b
+  float* log_sums_;                       // [segments][R * m]; +inf for rows that do not exist or see nothing
+  float* residuals_;                      // [segments][R * m]: what log_sums_ leaves out
+  float* squares_;
+  double* partials_;  // [blocks][R * m] sums of e
+};
+
+}  // namespace laprox::cpu

@@ -1,0 +1,55 @@
+// The exact score of any tokens of a segment, by every rule. The full path and the pruned path both end here.
+#pragma once
+
+#include <memory>
+
+#include "cpu/attention.hpp"
+#include "cpu/factors.hpp"
+
+namespace laprox::cpu {
+
+class Exact {
+ public:
+  // `attention` is null for rules that look at no query.
+  Exact(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, const Attention* attention);
+
+  // What has to be known of a whole segment first (attention outputs, for removal). Once the log-sum-exp is there.
+  void prepare(Pool& pool, std::vector<Scratch>& scratch, Progress& progress);
+
+  // Scores of up to kTile tokens, ascending.
+  void scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+
+  // The two halves of a joint or bound score, for those who stop after the first. `norms` [heads][kTile] is ||a_h||.
+  void attention_norms(int64_t segment, const int32_t* tokens, int count, float* norms, Scratch& scratch) const;
+  void scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+
+  // Layer-wide sharing: `scores` of one (layer, sequence), head after head, hold each group's attention; afterwards each head
+  // holds the layer's.
+  void share(const std::vector<float*>& heads, int64_t count) const;
+  // Scores of shared rules: the layer's attention times the value statistic. In place.
+  void multiply_values(int64_t segment, const int32_t* tokens, int count, float* scores, Scratch& scratch) const;
+
+ private:
+  void load_values(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
+  // scratch.value_pairs = <u_h, u_h'> of scratch.values.
+  void value_pairs(int64_t segment, Scratch& scratch) const;
+  void attention_pairs(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
+  void attention_factor(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+  void value_factor(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+  void projected_magnitudes(int64_t segment, Scratch& scratch) const;
+  // out[t] = || sum over h of attention_h[:, t] (x) u_h[t] ||, term by term: no difference of large sums.
+  void joint_term_by_term(int64_t segment, float* out, Scratch& scratch) const;
+  void removal(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+  void project_outputs(int64_t segment, const float* outputs, Scratch& scratch);
+  void weigh(int64_t segment, int count, float* out) const;
+  int factor_width() const { return inputs_.model.group * inputs_.model.head_dim; }
+
+  const ScoreInputs& inputs_;
+  const Kernels& kernels_;
+  const Attention* attention_;
+  const CpuFactors& factors_;
+  float* projected_outputs_ = nullptr;  // [segments][R * m][R * d]: o_h[q] L_h, removal only
+  float* output_partials_ = nullptr;    // [blocks of the longest segment][R * m][d]
+};
+
+}  // namespace laprox::cpu

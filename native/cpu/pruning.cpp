@@ -1,0 +1,212 @@
+#include "cpu/pruning.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+namespace laprox::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int32_t kCandidateBlock = 4096;   // tokens whose candidates share tiles
+constexpr double kWorthwhileBudget = 0.25;  // of all entries: above, pruning is not tried
+constexpr double kWorthwhileCandidates = 0.35;
+constexpr double kTightened = 1.6;    // of the budget: entries that get exact attention norms before any has an exact score
+constexpr double kEnough = 1.05;      // of the budget: exact scores that prove a threshold whatever they are
+constexpr float kMargin = 1.001f;     // for rounding, of bounds from exact norms
+constexpr float kUnderflow = 1e-18f;  // squares of attention below this vanish in float
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Pruning::Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLayout& layout, const lpx_select_rule& rule, const Kernels& kernels,
+                 int threads)
+    : inputs_(inputs),
+      layout_(layout),
+      rule_(rule),
+      kernels_(kernels),
+      scoring_(workspace, inputs, kernels, threads),
+      ranking_(workspace, layout, rule, threads),
+      scores_(workspace.take<float>(layout.entries())),
+      bounds_(workspace.take<float>(layout.entries())),
+      tight_(workspace.take<bool>(layout.entries())) {}
+
+const char* Pruning::obstacle(const std::vector<Part>& parts) const {
+  if (inputs_.rule.statistic != LPX_JOINT && inputs_.rule.statistic != LPX_BOUND) return "no bound for this statistic";
+  if (rule_.pooling == LPX_POOL_MEAN && rule_.pooling_width > 1) return "mean pooling needs every score";
+  int64_t quota = 0;
+  for (const Part& part : parts) quota += part.quota;
+  if (static_cast<double>(quota) > kWorthwhileBudget * static_cast<double>(layout_.entries())) return "the budget is large";
+  return nullptr;
+}
+
+float Pruning::value_norm(Segment s, int64_t token) const {
+  if (inputs_.cache.has_value_norms(s.layer)) return *reinterpret_cast<const float*>(inputs_.cache.value_norms(s)(token));
+  return std::sqrt(kernels_.sum_squares(inputs_.cache.dtype(), inputs_.cache.values(s)(token), inputs_.cache.head_dim()));
+}
+
+float Pruning::weight(Segment s) const { return inputs_.rule.layer_weights == nullptr ? 1.0f : inputs_.rule.layer_weights[s.layer]; }
+
+void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
+  const Attention& attention = scoring_.attention();
+  const int heads = attention.heads();
+  const int groups = attention.groups();
+  std::vector<std::pair<int64_t, int32_t>> tasks;
+  for (int64_t segment = wave.first; segment < wave.last; ++segment)
+    for (int32_t first = 0; first < layout_.length(segment); first += kBlock) tasks.emplace_back(segment, first);
+  pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+    if (progress.cancelled()) return;
+    const auto [segment, begin] = tasks[static_cast<size_t>(i)];
+    const Segment s = layout_.segments().at(segment);
+    const int32_t end = std::min(begin + kBlock, layout_.length(segment));
+    std::vector<float> inflation(static_cast<size_t>(heads * groups));
+    attention.inflation(segment, inflation.data());
+    int64_t stride = 0;
+    const float* squares = attention.squares(segment, stride);
+    const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
+    const bool kept = inputs_.cache.has_value_norms(s.layer);
+    for (int32_t first = begin; first < end; first += kTile) {
+      const int count = std::min(kTile, end - first);
+      if (!kept) prefetch(inputs_.cache.values(s), first + kTile, end, inputs_.cache.row_bytes());
+      float norms[kTile] = {};
+      float tile[kTile];
+      for (int t = 0; t < count; ++t) norms[t] = value_norm(s, first + t) * weight(s);
+      kernels_.upper_bounds(squares + first, stride, inflation.data(), singular, heads, groups, norms, tile);
+      std::copy_n(tile, count, bounds_ + layout_.offset(segment) + first);
+    }
+  });
+}
+
+template <typename Body>
+int64_t Pruning::for_each_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, bool loose_only, Progress& progress,
+                                  Body&& body) {
+  std::vector<std::pair<int64_t, int32_t>> tasks;
+  for (int64_t segment = 0; segment < layout_.segments().count(); ++segment)
+    for (int32_t first = 0; first < layout_.length(segment); first += kCandidateBlock) tasks.emplace_back(segment, first);
+  std::atomic<int64_t> total{0};
+  pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
+    if (progress.cancelled()) return;
+    const auto [segment, begin] = tasks[static_cast<size_t>(i)];
+    const int32_t end = std::min(begin + kCandidateBlock, layout_.length(segment));
+    const float* bounds = bounds_ + layout_.offset(segment);
+    const bool* tight = tight_ + layout_.offset(segment);
+    const float from = low[static_cast<size_t>(segment)];
+    const float to = high[static_cast<size_t>(segment)];
+    int32_t tokens[kCandidateBlock + 1];
+    int count = 0;
+    for (int32_t t = begin; t < end; ++t) {  // NaN reaches every bound, and is found by the pass that has no upper end
+      tokens[count] = t;
+      count += !(bounds[t] < from) && (bounds[t] < to || to == kInfinity) && !(loose_only && tight[t]);
+    }
+    for (int first = 0; first < count; first += kTile) body(segment, tokens + first, std::min(kTile, count - first), scoring_.scratch(worker));
+    total.fetch_add(count, std::memory_order_relaxed);
+    progress.advance(0);
+  });
+  progress.check();
+  return total.load();
+}
+
+int64_t Pruning::tighten_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress) {
+  const int heads = scoring_.attention().heads();
+  return for_each_between(pool, low, high, true, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+    const Segment s = layout_.segments().at(segment);
+    const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
+    scoring_.exact().attention_norms(segment, tokens, count, scratch.heads, scratch);
+    for (int t = 0; t < count; ++t) {
+      float sum = 0;
+      for (int h = 0; h < heads; ++h) sum += singular[h] * scratch.heads[h * kTile + t];
+      const float tighter = value_norm(s, tokens[t]) * weight(s) * sum * kMargin + kUnderflow;
+      float& bound = bounds_[layout_.offset(segment) + tokens[t]];
+      if (tighter < bound) bound = tighter;
+      tight_[layout_.offset(segment) + tokens[t]] = true;
+    }
+  });
+}
+
+int64_t Pruning::score_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress) {
+  return for_each_between(pool, low, high, false, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+    float exact[kTile];
+    scoring_.exact().scores(segment, tokens, count, exact, scratch);
+    for (int t = 0; t < count; ++t) scores_[layout_.offset(segment) + tokens[t]] = exact[t];
+  });
+}
+
+// True where the scores that were computed are all that matter.
+bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
+  const auto segments = static_cast<size_t>(layout_.segments().count());
+  scoring_.find_attention(pool, progress, [&](const Wave& wave) { bound(pool, wave, progress); });
+  std::fill_n(scores_, layout_.entries(), -kInfinity);
+  std::fill_n(tight_, layout_.entries(), false);
+  const std::vector<float> everything(segments, kInfinity);
+  const auto largest = [&](double share) {  // for each segment, the bound that this share of its part's budget reaches
+    std::vector<float> least(segments);
+    for (const Part& part : parts) {
+      const auto count = static_cast<int64_t>(std::ceil(share * static_cast<double>(part.quota)));
+      const float bound = ranking_.kth_largest(pool, part, bounds_, std::min(count, part.entries));
+      for (const int64_t segment : part.segments) least[static_cast<size_t>(segment)] = bound;
+    }
+    return least;
+  };
+  const std::vector<float> rough = largest(kTightened);
+  report.candidates += tighten_between(pool, rough, everything, progress);
+  // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
+  const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
+  std::vector<float> scored = everything;
+  std::vector<float> proven(segments);
+  for (double share = width >= 5 ? 0.5 : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
+    const std::vector<float> next = largest(share);
+    report.exact_scores += score_between(pool, next, scored, progress);
+    scored = next;
+    ranking_.rank(pool, kernels_, parts, scores_, Ranking::Absent::kMinusInfinity, progress);
+    for (size_t p = 0; p < parts.size(); ++p)
+      for (const int64_t segment : parts[p].segments) proven[static_cast<size_t>(segment)] = ranking_.lower_bound(p, segment);
+    if (share == kEnough || std::none_of(proven.begin(), proven.end(), [](float bound) { return bound == -kInfinity; })) break;
+  }
+  int64_t left = 0;
+  for (size_t segment = 0; segment < segments; ++segment) {
+    const float* bounds = bounds_ + layout_.offset(static_cast<int64_t>(segment));
+    const float low = proven[segment];
+    left += std::count_if(bounds, bounds + layout_.length(static_cast<int64_t>(segment)), [low](float bound) { return !(bound < low); });
+  }
+  if (static_cast<double>(left) > kWorthwhileCandidates * static_cast<double>(layout_.entries())) {
+    std::snprintf(report.fallback, sizeof report.fallback, "%.0f %% of the entries are candidates",
+                  100.0 * static_cast<double>(left) / static_cast<double>(layout_.entries()));
+    return false;
+  }
+  report.candidates += tighten_between(pool, proven, everything, progress);
+  report.exact_scores += score_between(pool, proven, scored, progress);
+  return true;
+}
+
+void Pruning::run(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out, lpx_report& report, const lpx_call& call) {
+  const auto start = std::chrono::steady_clock::now();
+  Progress progress(call, scoring_.work());
+  const char* why_not = obstacle(parts);
+  bool pruned = false;
+  if (why_not != nullptr) {
+    std::snprintf(report.fallback, sizeof report.fallback, "%s", why_not);
+    scoring_.find_attention(pool, progress, nullptr);
+  } else {
+    pruned = layout_.entries() > 0 && prune(pool, parts, report, progress);
+  }
+  if (!pruned) {
+    scoring_.score_all(pool, layout_, scores_, progress);
+    report.candidates = layout_.entries();
+    report.exact_scores = layout_.entries();
+  }
+  report.path = pruned ? LPX_PATH_PRUNED : LPX_PATH_FULL;
+  report.score_seconds = seconds_since(start);
+  const auto ranking_start = std::chrono::steady_clock::now();
+  ranking_.rank(pool, kernels_, parts, scores_, pruned ? Ranking::Absent::kMinusInfinity : Ranking::Absent::kNone, progress);
+  report.non_finite = ranking_.non_finite();
+  ranking_.emit(pool, parts, out);
+  report.select_seconds = seconds_since(ranking_start);
+}
+
+}  // namespace laprox::cpu

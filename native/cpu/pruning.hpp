@@ -1,0 +1,49 @@
+// The pruned path: a selection that computes few exact scores.
+//
+//   U(g, i) = ||v_i|| * sum over h of s_h * bound(||a_h[:, i]||)  >=  score(g, i)
+//
+// The entries with the largest U get exact attention norms, which tighten it; the largest of these their exact scores. Pooled
+// and ranked, they prove a score that the threshold cannot be below. Entries whose U is below it cannot be kept, nor lift a
+// neighbour by max-pooling to where it would be kept. The others are tightened, and those that still reach it scored. Ranking
+// then ends with the same bits as if every score had been computed.
+#pragma once
+
+#include "cpu/ranking.hpp"
+#include "cpu/scoring.hpp"
+
+namespace laprox::cpu {
+
+class Pruning {
+ public:
+  Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLayout& layout, const lpx_select_rule& rule, const Kernels& kernels,
+          int threads);
+
+  void run(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out, lpx_report& report, const lpx_call& call);
+
+ private:
+  // Why bounds cannot be used or would not pay; null where they can.
+  const char* obstacle(const std::vector<Part>& parts) const;
+  bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
+  void bound(Pool& pool, const Wave& wave, Progress& progress);
+  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is in [low, high), kTile at a time.
+  template <typename Body>
+  int64_t for_each_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, bool loose_only, Progress& progress,
+                           Body&& body);
+  // Exact attention norms in place of the scan's bounds. Returns how many.
+  int64_t tighten_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress);
+  int64_t score_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress);
+  float value_norm(Segment s, int64_t token) const;
+  float weight(Segment s) const;
+
+  const ScoreInputs& inputs_;
+  const ScoreLayout& layout_;
+  const lpx_select_rule& rule_;
+  const Kernels& kernels_;
+  Scoring scoring_;
+  Ranking ranking_;
+  float* scores_;  // [entries], minus infinity where not computed
+  float* bounds_;  // [entries]
+  bool* tight_;    // [entries] whose bound has exact attention norms
+};
+
+}  // namespace laprox::cpu

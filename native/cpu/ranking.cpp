@@ -1,0 +1,359 @@
+#include "cpu/ranking.hpp"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cinttypes>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace laprox::cpu {
+namespace {
+
+constexpr uint32_t kForced = UINT32_MAX;  // protected, non-finite, or part of a floor: kept outside the ranking
+constexpr float kAbsent = -std::numeric_limits<float>::infinity();
+constexpr int kDigits = 3;
+constexpr std::array<int, kDigits> kShifts = {21, 10, 0};
+constexpr std::array<int, kDigits> kBits = {11, 11, 10};
+constexpr int kBins = 1 << 11;
+constexpr int kCopies = 4;  // of a histogram: neighbouring scores are alike, and increments of one counter wait for each other
+constexpr int64_t kPiece = 1 << 16;
+constexpr int64_t kGroup = 32;
+constexpr int kMaxPooling = 255;
+constexpr int64_t kPoolFloats = 2 * (kPoolChunk + 256);
+
+bool finite(float x) { return (std::bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
+
+bool all_finite(const float* values, int64_t count) {
+  uint32_t broken = 0;
+  for (int64_t i = 0; i < count; ++i) broken |= static_cast<uint32_t>(!finite(values[i]));
+  return broken == 0;
+}
+
+}  // namespace
+
+uint32_t key_of(float score) {
+  const auto bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 becomes 0
+  return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+
+float score_of(uint32_t key) {
+  if (key >= 0xff800000u) return std::numeric_limits<float>::infinity();
+  if (key <= 0x007fffffu) return kAbsent;
+  return std::bit_cast<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+Ranking::Ranking(Workspace& workspace, const ScoreLayout& layout, const lpx_select_rule& rule, int threads)
+    : layout_(layout), rule_(rule), threads_(threads), starts_(static_cast<size_t>(layout.segments().count()) + 1, 0) {
+  for (int64_t i = 0; i < layout.segments().count(); ++i) starts_[static_cast<size_t>(i) + 1] = starts_[static_cast<size_t>(i)] + layout.length(i);
+  keys_ = workspace.take<uint32_t>(layout.entries());
+  histograms_ = workspace.take<uint32_t>(int64_t{threads} * kCopies * kBins);
+  pooling_ = workspace.take<float>(threads * kPoolFloats);
+}
+
+std::vector<Ranking::Piece> Ranking::pieces(const std::vector<int64_t>& segments) const {
+  std::vector<Piece> result;
+  for (const int64_t segment : segments)
+    for (int64_t begin = 0; begin < layout_.length(segment); begin += kPiece)
+      result.push_back({segment, begin, std::min<int64_t>(begin + kPiece, layout_.length(segment))});
+  return result;
+}
+
+// Pooled keys of a piece. Counts its non-finite scores, and of those the ones that are not protected anyway.
+void Ranking::read(const Kernels& kernels, const Piece& piece, const float* scores, Absent absent, int worker, int64_t& non_finite, int64_t& forced) {
+  const float* own = scores + layout_.offset(piece.segment);
+  const int64_t length = layout_.length(piece.segment);
+  const int width = rule_.pooling == LPX_POOL_NONE ? 1 : rule_.pooling_width;
+  const int halo = width / 2;
+  float* in = pooling_ + worker * kPoolFloats;
+  float* pooled = in + kPoolFloats / 2;
+  uint32_t* to = keys(piece);
+  for (int64_t first = piece.begin; first < piece.end; first += kPoolChunk, to += kPoolChunk) {
+    const int64_t count = std::min<int64_t>(kPoolChunk, piece.end - first);
+    const int64_t from = std::max<int64_t>(first - halo, 0);
+    const int64_t until = std::min<int64_t>(first + count + halo, length);
+    const int64_t before = from - (first - halo);  // neighbours that do not exist
+    std::fill_n(in, before, kAbsent);
+    std::copy(own + from, own + until, in + before);
+    std::fill(in + before + (until - from), in + count + 2 * halo, kAbsent);
+    const bool clean = all_finite(own + from, until - from);
+    if (!clean)
+      for (int64_t i = 0; i < count + 2 * halo; ++i)
+        if (!finite(in[i])) in[i] = kAbsent;
+    if (rule_.pooling == LPX_POOL_MEAN) {
+      for (int64_t i = 0; i < count; ++i) {
+        float sum = 0;
+        int neighbours = 0;
+        for (int j = 0; j < width; ++j) {
+          if (in[i + j] == kAbsent) continue;
+          sum += in[i + j];
+          ++neighbours;
+        }
+        pooled[i] = neighbours == 0 ? kAbsent : sum / static_cast<float>(neighbours);
+      }
+    } else if (width > 1) {
+      kernels.pool_max(in, count, width, pooled);
+    } else {
+      std::copy_n(in, count, pooled);
+    }
+    for (int64_t i = 0; i < count; ++i) to[i] = key_of(pooled[i]);
+    for (int64_t i = 0; i < count && !clean; ++i) {
+      const float score = own[first + i];
+      if (finite(score) || (absent == Absent::kMinusInfinity && score == kAbsent)) continue;
+      to[i] = kForced;
+      ++non_finite;
+      ++forced;
+    }
+  }
+  for (const TokenRange range : layout_.protected_ranges(piece.segment, rule_)) {
+    for (int64_t token = std::max<int64_t>(range.begin, piece.begin); token < std::min<int64_t>(range.end, piece.end); ++token) {
+      uint32_t& key = keys(piece)[token - piece.begin];
+      if (key == kForced) --forced;  // a non-finite score, already counted among the protected
+      key = kForced;
+    }
+  }
+}
+
+// Digit by digit from the top: which bin holds the k-th largest of the keys that are ranked.
+Threshold Ranking::find(Pool& pool, const std::vector<Piece>& list, int64_t k, int worker) {
+  if (k <= 0) return {kForced - 1, 0};  // above every key that is ranked
+  const bool parallel = worker < 0;
+  uint32_t prefix = 0;
+  uint32_t known = 0;  // mask of the digits that are found
+  int64_t left = k;
+  for (int digit = 0; digit < kDigits; ++digit) {
+    const int shift = kShifts[static_cast<size_t>(digit)];
+    const uint32_t bins = 1u << kBits[static_cast<size_t>(digit)];
+    const auto count = [&](const Piece& piece, uint32_t* histogram) {
+      const uint32_t* key = keys(piece);
+      const int64_t size = piece.end - piece.begin;
+      if (digit == 0) {
+        for (int64_t i = 0; i < size; ++i) ++histogram[(i % kCopies) * kBins + (key[i] >> shift)];
+      } else {
+        // Few keys share the digits that are known: most groups are passed over without a branch a key.
+        for (int64_t first_key = 0; first_key < size; first_key += kGroup) {
+          const int64_t end = std::min(first_key + kGroup, size);
+          uint32_t any = 0;
+          for (int64_t i = first_key; i < end; ++i) any |= static_cast<uint32_t>((key[i] & known) == prefix);
+          if (any == 0) continue;
+          for (int64_t i = first_key; i < end; ++i)
+            if ((key[i] & known) == prefix) ++histogram[(key[i] >> shift) & (bins - 1)];
+        }
+      }
+    };
+    const int first = parallel ? 0 : worker;
+    const int last = parallel ? threads_ : worker + 1;
+    std::fill(histograms_ + int64_t{first} * kCopies * kBins, histograms_ + int64_t{last} * kCopies * kBins, 0u);
+    if (parallel) {
+      pool.run(static_cast<int64_t>(list.size()),
+               [&](int64_t i, int thread) { count(list[static_cast<size_t>(i)], histograms_ + int64_t{thread} * kCopies * kBins); });
+    } else {
+      for (const Piece& piece : list) count(piece, histograms_ + int64_t{worker} * kCopies * kBins);
+    }
+    int64_t bin = bins - 1;
+    for (;; --bin) {
+      if (bin < 0) return {0, 0};  // fewer than k keys: all are above
+      int64_t entries = 0;
+      for (int copy = first * kCopies; copy < last * kCopies; ++copy) entries += histograms_[int64_t{copy} * kBins + bin];
+      // The forced key is alone in the last bin of each digit but for NaN patterns, which are never ranked.
+      if (digit == 0 && bin == bins - 1) entries = 0;
+      if (entries >= left) break;
+      left -= entries;
+    }
+    prefix |= static_cast<uint32_t>(bin) << shift;
+    known |= (bins - 1) << shift;
+  }
+  return {prefix, left};
+}
+
+// The best `count` ranked entries of a segment join those that are kept outside the ranking.
+void Ranking::take_floor(Pool& pool, int64_t segment, int64_t count, int worker) {
+  const std::vector<Piece> list = pieces({segment});
+  Threshold threshold = find(pool, list, count, worker);
+  floor_thresholds_[static_cast<size_t>(segment)] = score_of(threshold.key);
+  for (const Piece& piece : list) {
+    for (int64_t i = 0; i < piece.end - piece.begin; ++i) {
+      uint32_t& key = keys(piece)[i];
+      if (key == kForced || key < threshold.key || (key == threshold.key && threshold.ties-- <= 0)) continue;
+      key = kForced;
+    }
+  }
+}
+
+float Ranking::lower_bound(size_t part, int64_t segment) const {
+  return floor_thresholds_.empty() ? lower_bounds_[part] : std::min(lower_bounds_[part], floor_thresholds_[static_cast<size_t>(segment)]);
+}
+
+int64_t Ranking::unprotected(const std::vector<Piece>& list) const {
+  int64_t count = 0;
+  for (const Piece& piece : list)
+    count += std::count_if(keys(piece), keys(piece) + (piece.end - piece.begin), [](uint32_t key) { return key != kForced; });
+  return count;
+}
+
+void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& parts, const float* scores, Absent absent, Progress& progress) {
+  std::vector<int64_t> segments(static_cast<size_t>(layout_.segments().count()));
+  std::iota(segments.begin(), segments.end(), int64_t{0});
+  const std::vector<Piece> all = pieces(segments);
+  std::vector<int64_t> non_finite(all.size(), 0);
+  std::vector<int64_t> forced(all.size(), 0);
+  pool.run(static_cast<int64_t>(all.size()), [&](int64_t i, int worker) {
+    const auto index = static_cast<size_t>(i);
+    if (!progress.cancelled()) read(kernels, all[index], scores, absent, worker, non_finite[index], forced[index]);
+  });
+  progress.check();
+  non_finite_ = std::accumulate(non_finite.begin(), non_finite.end(), int64_t{0});
+  std::vector<int64_t> forced_of(segments.size(), 0);
+  for (size_t i = 0; i < all.size(); ++i) forced_of[static_cast<size_t>(all[i].segment)] += forced[i];
+  if (non_finite_ > 0 && rule_.non_finite == LPX_NON_FINITE_ERROR) {
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (non_finite[i] == 0) continue;
+      const Segment s = layout_.segments().at(all[i].segment);
+      const float* own = scores + layout_.offset(all[i].segment);
+      int64_t token = all[i].begin;
+      while (finite(own[token]) || (absent == Absent::kMinusInfinity && own[token] == kAbsent)) ++token;
+      fail(LPX_NON_FINITE,
+           "%" PRId64 " score(s) are not finite, the first %g at (layer %d, sequence %d, head %d, token %" PRId64
+           "): expected finite scores, or nonFinite 'keep'",
+           non_finite_, own[token], s.layer, s.sequence, s.head, token);
+    }
+  }
+
+  thresholds_.assign(parts.size(), {kForced - 1, 0});
+  floor_thresholds_.clear();
+  std::vector<int64_t> ranked(parts.size());  // entries still to be chosen
+  std::vector<std::pair<int64_t, int64_t>> floors;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    int64_t taken = parts[p].protected_entries;
+    for (const int64_t segment : parts[p].segments) taken += forced_of[static_cast<size_t>(segment)];
+    if (taken > parts[p].quota) {
+      const Segment s = layout_.segments().at(parts[p].segments.front());
+      fail(LPX_BUDGET_TOO_SMALL,
+           "%" PRId64 " entries must be kept of sequence %d from layer %d, head %d on (%" PRId64
+           " protected, the rest not finite), above the budget of %" PRId64,
+           taken, s.sequence, s.layer, s.head, parts[p].protected_entries, parts[p].quota);
+    }
+    ranked[p] = parts[p].quota - taken;
+    const auto share = static_cast<int64_t>(std::floor(rule_.floor * static_cast<double>(ranked[p]) / static_cast<double>(parts[p].segments.size())));
+    if (share > 0)
+      for (const int64_t segment : parts[p].segments) floors.emplace_back(segment, share);
+  }
+  const auto find_all = [&] {
+    // Large parts one after another on all threads, small ones side by side.
+    std::vector<size_t> small;
+    for (size_t p = 0; p < parts.size(); ++p) {
+      if (parts[p].entries > 2 * kPiece)
+        thresholds_[p] = find(pool, pieces(parts[p].segments), ranked[p], -1);
+      else
+        small.push_back(p);
+      progress.check();
+    }
+    pool.run(static_cast<int64_t>(small.size()), [&](int64_t i, int worker) {
+      const size_t p = small[static_cast<size_t>(i)];
+      thresholds_[p] = find(pool, pieces(parts[p].segments), ranked[p], worker);
+    });
+  };
+  const auto note_bounds = [&] {
+    for (size_t p = 0; p < parts.size(); ++p) lower_bounds_[p] = score_of(thresholds_[p].key);
+  };
+  lower_bounds_.resize(parts.size());
+  if (!floors.empty()) {
+    if (absent == Absent::kMinusInfinity) {
+      find_all();
+      note_bounds();
+    }
+    floor_thresholds_.assign(segments.size(), std::numeric_limits<float>::infinity());
+    std::vector<int64_t> before(floors.size());
+    pool.run(static_cast<int64_t>(floors.size()), [&](int64_t i, int worker) {
+      const auto index = static_cast<size_t>(i);
+      const int64_t available = unprotected(pieces({floors[index].first}));
+      before[index] = std::min(available, floors[index].second);
+      take_floor(pool, floors[index].first, before[index], worker);
+    });
+    size_t next = 0;
+    for (size_t p = 0; p < parts.size(); ++p)
+      for (size_t i = 0; i < parts[p].segments.size() && next < floors.size() && floors[next].first == parts[p].segments[i]; ++i)
+        ranked[p] -= before[next++];
+  }
+
+  find_all();
+  if (floors.empty()) note_bounds();
+}
+
+void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out) {
+  struct Run {
+    Piece piece;
+    size_t part;
+    int64_t above;
+    int64_t equal;
+    int64_t ties;    // of its ties, kept
+    int64_t offset;  // of its first kept token
+  };
+  std::vector<Run> runs;
+  for (size_t p = 0; p < parts.size(); ++p)
+    for (const Piece& piece : pieces(parts[p].segments)) runs.push_back({piece, p, 0, 0, 0, 0});
+  pool.run(static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
+    Run& run = runs[static_cast<size_t>(i)];
+    const uint32_t* key = keys(run.piece);
+    const uint32_t threshold = thresholds_[run.part].key;
+    int64_t above = 0;
+    int64_t equal = 0;
+    for (int64_t t = 0; t < run.piece.end - run.piece.begin; ++t) {
+      above += key[t] > threshold;
+      equal += key[t] == threshold;
+    }
+    run.above = above;
+    run.equal = equal;
+  });
+  // Ties go to the smaller (layer, head, token): runs of a part are in that order.
+  std::vector<int64_t> ties(parts.size());
+  for (size_t p = 0; p < parts.size(); ++p) ties[p] = thresholds_[p].ties;
+  for (Run& run : runs) {
+    run.ties = std::min(run.equal, ties[run.part]);
+    ties[run.part] -= run.ties;
+  }
+  std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.piece.segment < b.piece.segment; });
+  int64_t offset = 0;
+  int64_t segment = 0;
+  for (Run& run : runs) {
+    while (segment <= run.piece.segment) out.offsets[segment++] = offset;
+    run.offset = offset;
+    offset += run.above + run.ties;
+  }
+  while (segment <= layout_.segments().count()) out.offsets[segment++] = offset;
+  pool.run(static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
+    Run& run = runs[static_cast<size_t>(i)];
+    const uint32_t* key = keys(run.piece);
+    const uint32_t threshold = thresholds_[run.part].key;
+    int32_t* to = out.tokens + run.offset;
+    // Written without a branch a token: the last write of a group may be one too many, so the end goes through a buffer.
+    std::array<int32_t, kGroup + 1> buffer;
+    const int32_t* end_of_run = to + run.above + run.ties;
+    const int64_t size = run.piece.end - run.piece.begin;
+    for (int64_t first = 0; first < size; first += kGroup) {
+      const int64_t end = std::min(first + kGroup, size);
+      const bool direct = end_of_run - to > kGroup;
+      int32_t* next = direct ? to : buffer.data();
+      for (int64_t t = first; t < end; ++t) {
+        const bool tie = key[t] == threshold && run.ties > 0;
+        run.ties -= tie;
+        *next = static_cast<int32_t>(run.piece.begin + t);
+        next += (key[t] > threshold) | tie;
+      }
+      to = direct ? next : std::copy(buffer.data(), next, to);
+    }
+  });
+}
+
+float Ranking::kth_largest(Pool& pool, const Part& part, const float* values, int64_t k) {
+  const std::vector<Piece> list = pieces(part.segments);
+  pool.run(static_cast<int64_t>(list.size()), [&](int64_t i, int) {
+    const Piece& piece = list[static_cast<size_t>(i)];
+    const float* from = values + layout_.offset(piece.segment) + piece.begin;
+    for (int64_t t = 0; t < piece.end - piece.begin; ++t) keys(piece)[t] = finite(from[t]) ? key_of(from[t]) : 0xff7fffffu;
+  });
+  return score_of(find(pool, list, k, -1).key);
+}
+
+}  // namespace laprox::cpu

@@ -1,0 +1,110 @@
+// The arithmetic of a tile: kTile tokens of one segment at a time, tokens along the vector lanes.
+//
+// Every quantity of a tile is an array [rows][kTile]: one row a query (logits, attention), a factor column (projected
+// values) or a pair of heads (products), one lane a token. A lane never looks at another lane, and each lane's sums run in
+// one fixed order: the score of a token has the same bits in whatever tile, batch or thread it is computed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "laprox/laprox.h"
+
+namespace laprox::cpu {
+
+inline constexpr int kTile = 32;
+// Rows of the left matrix that `multiply` takes at a time; packed matrices hold panels [depth][kPanel].
+inline constexpr int kPanel = 6;
+// Lanes that row sums of `scan` are kept in, whatever the vector width.
+inline constexpr int kSumLanes = 16;
+// Tokens that `pool_max` takes at a time.
+inline constexpr int kPoolChunk = 2048;
+// Queries whose squared attention is summed before the log-sum-exp is known.
+inline constexpr int kBoundGroup = 4;
+
+// Share of the own pairs below which a joint score's sum has cancelled too far.
+inline constexpr float kCancelled = 0.02f;
+
+inline constexpr int panels_for(int rows) { return (rows + kPanel - 1) / kPanel; }
+inline constexpr int pair_count(int heads) { return heads * (heads + 1) / 2; }
+// Pairs (h, h') with h <= h' of one group, in a triangle.
+inline constexpr int pair_index(int h, int other) { return other * (other + 1) / 2 + h; }
+
+// Which tokens of a tile a window row sees: positions above `first` and up to `last`.
+struct Visibility {
+  const int32_t* positions;  // [kTile]
+  int count;                 // tokens of the tile that exist
+  int32_t last;              // position of window row 0; row q sees up to last + q
+  int32_t window;            // sliding window, 0 for none
+};
+
+struct AttentionTile {
+  float* logits;  // [heads * rows][kTile] products q * k; overwritten
+  int heads;
+  int rows;
+  float scale;
+  float soft_cap;
+  // [heads * rows] in base 2: attention = 2^(logit * log2(e) - reference - residual), where the residual is what a log-sum-exp
+  // in float leaves out. No residual: null.
+  const float* reference;
+  const float* residual;
+  const Visibility* masked;  // null where every row sees every token
+};
+
+struct Kernels {
+  const char* name;
+  // rows[i] of `depth` elements, i < count, to the layout that `multiply` reads; absent tokens become 0.
+  void (*load)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* tile);
+  void (*convert)(lpx_dtype dtype, const void* from, int64_t count, float* to);
+  // out[r][t] = sum over k of panels[r][k] * tile[k][t], k ascending. `out` has room for whole panels.
+  void (*multiply)(const float* panels, int rows, int depth, const float* tile, float* out);
+  // Products to attention, 0 where a row does not see a token. In place.
+  void (*attend)(const AttentionTile& tile);
+  // Products to logits in base 2, after scale, soft-cap and mask (-inf). In place; reference is not read.
+  void (*finish_logits)(const AttentionTile& tile);
+  // Running log-sum-exp of finished logits: sums[r] = sum of 2^(logit - largest[r]).
+  void (*accumulate_log_sums)(const float* logits, int rows, float* largest, float* sums);
+  // Adds to sums[r][lane] the row sums of e, the attention by the reference, and sets squares[h * groups + g][t] to the sum of their squares
+  // over each group of kBoundGroup rows; rows of `squares` lie `stride` floats apart.
+  void (*scan)(const AttentionTile& tile, float* sums, float* squares, int64_t stride);
+  // out[pair(first + a, first + b)][t] += sum over r of x[a][r][t] * x[b][r][t], a <= b < heads.
+  void (*pair_products)(const float* x, int heads, int rows, int first, float* out);
+  // out[t] = sqrt(max(0, sum over pairs of attention * values, cross pairs twice)). Returns a bit for each token whose cross
+  // pairs cancel its own pairs so far that the difference has lost digits.
+  uint32_t (*joint)(const float* attention, const float* values, int heads, float* out);
+  // out[t] = sum over heads of sqrt(attention[h][h] * values[h][h]).
+  void (*bound)(const float* attention, const float* values, int heads, float* out);
+  // out[h][t] = the statistic over the rows of each head. `existing` rows count for the mean.
+  void (*attention_statistic)(const float* attention, int heads, int rows, int existing, lpx_attention_statistic statistic, float* out);
+  // out[t] = the aggregate of x[h][t] over heads.
+  void (*aggregate)(const float* x, int heads, lpx_aggregation aggregation, float* out);
+  // out[t] += sum over r of |x[r][t]|.
+  void (*add_magnitudes)(const float* x, int rows, float* out);
+  // Attention a to a / max(1 - a, 1e-3). In place.
+  void (*removal_weights)(float* attention, int rows);
+  // out[t] += sum over q, c of (sum over h of weights[h][q][t] * (outputs[h][q][c] - values[h][c][t]))^2; head h of `outputs`
+  // is output_stride floats after the head before, row q is row_stride floats after the row before.
+  void (*removal)(const float* weights, const float* outputs, int64_t output_stride, int64_t row_stride, const float* values, int heads, int rows,
+                  int columns, float* out);
+  // outputs[r][c] += sum over t of attention[r][t] * values[t][c]
+  void (*add_outputs)(const float* attention, int rows, const float* values, int depth, float* outputs);
+  // sum of x^2, sum of |x|
+  float (*sum_squares)(lpx_dtype dtype, const void* row, int count);
+  float (*sum_magnitudes)(lpx_dtype dtype, const void* row, int count);
+  // Upper bounds of a tile's scores: norms[t] * sum over heads of singular[h] * sqrt(sum over groups of
+  // inflation[h * groups + g] * squares[h * groups + g][t]), with a margin for rounding.
+  void (*upper_bounds)(const float* squares, int64_t stride, const float* inflation, const float* singular, int heads, int groups, const float* norms,
+                       float* out);
+  // out[i] = the largest of values[i .. i + width), i < count <= kPoolChunk.
+  void (*pool_max)(const float* values, int64_t count, int width, float* out);
+  // out[i][j] = sum over k of a[k][i] * b[k][j]: a block of 8 x 8 in double.
+  void (*gram)(const double* a, const double* b, int depth, double* out);
+};
+
+const Kernels& baseline_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+}  // namespace laprox::cpu

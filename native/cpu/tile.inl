@@ -1,0 +1,564 @@
+// The kernels of a tile, compiled once for each instruction set: the including file defines LPX_LANES, LPX_NAMESPACE and
+// LPX_KERNELS (the accessor's name). Vectors are the compiler's own, so that one text serves SSE2, AVX2, AVX-512 and NEON.
+//
+// `multiply` is where the time goes: 2 * rows * depth operations a token. Its block is kPanel rows by two vectors of tokens,
+// 12 accumulators: enough to hide the latency of two multiply-adds a cycle, and few enough for 16 registers. A panel
+// (depth * 6 floats) and a stripe of the tile (depth * 2 vectors) stay in the first-level cache together.
+
+#include <cmath>
+#include <cstring>
+
+#include "cpu/tile.hpp"
+
+namespace laprox::cpu {
+namespace LPX_NAMESPACE {
+
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr int kLanes = LPX_LANES;
+constexpr int kVectors = kTile / kLanes;  // vectors in a row of a tile
+constexpr int kStripe = 2 * kLanes;       // tokens that `multiply` takes at a time
+static_assert(kTile % kStripe == 0, "a tile holds whole stripes");
+static_assert(kLanes <= kSumLanes, "row sums have a lane for each lane of a vector");
+
+typedef float vf __attribute__((vector_size(4 * LPX_LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LPX_LANES)));
+typedef float vf_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
+// Rows are read in eights whatever the width: head dimensions are multiples of 8.
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+typedef uint16_t h8 __attribute__((vector_size(16)));
+typedef uint16_t h8_unaligned __attribute__((vector_size(16), aligned(2), may_alias));
+
+inline vf load_vector(const float* from) { return *reinterpret_cast<const vf_unaligned*>(from); }
+inline void store_vector(float* to, vf value) { *reinterpret_cast<vf_unaligned*>(to) = value; }
+inline vf splat(float value) { return vf{} + value; }
+inline vf bits_to_float(vi value) { return reinterpret_cast<vf>(value); }
+inline vi float_to_bits(vf value) { return reinterpret_cast<vi>(value); }
+
+inline vf square_root(vf x) {
+  vf root = {};
+  for (int i = 0; i < kLanes; ++i) root[i] = __builtin_sqrtf(x[i]);
+  return root;
+}
+
+// 2^x to about 1 ulp: 0 below the smallest normal number, at most 2^127.5, NaN for NaN. A polynomial on [-1/2, 1/2], in an
+// order that keeps its chain of dependent operations short.
+inline vf power_of_two(vf x) {
+  const vi vanishes = x < -126.0f;
+  x = 127.5f < x ? splat(127.5f) : x;
+  const vf shifted = x + 12582912.0f;  // rounds to an integer in the low bits
+  const vf f = x - (shifted - 12582912.0f);
+  const vf f2 = f * f;
+  const vf high = 1.5453163e-4f * f + 1.3390863e-3f;
+  const vf middle = 9.6180826e-3f * f + 5.5503571e-2f;
+  const vf low = 2.4022651e-1f * f + 6.9314719e-1f;
+  const vf p = ((high * f2 + middle) * f2 + low) * f + 1.0f;
+  return bits_to_float((float_to_bits(p) + (float_to_bits(shifted) << 23)) & ~vanishes);
+}
+
+// tanh(x): the polynomial of Cephes' tanhf near 0, where 1 - 2/(exp(2x) + 1) would cancel.
+inline vf hyperbolic_tangent(vf x) {
+  const vf magnitude = bits_to_float(float_to_bits(x) & 0x7fffffff);
+  const vi sign = float_to_bits(x) & static_cast<int32_t>(0x80000000);
+  const vf far = 1.0f - 2.0f / (power_of_two(2.0f * kLog2E * magnitude) + 1.0f);
+  const vf z = x * x;
+  vf p = splat(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const vf near = p * z * x + x;
+  return magnitude < 0.625f ? near : bits_to_float(float_to_bits(far) | sign);
+}
+
+// ------------------------------------------------------------------ rows in
+
+inline v8 read_f32(const void* row, int k) { return reinterpret_cast<const v8_unaligned*>(static_cast<const float*>(row) + k)[0]; }
+
+inline u8 read_u16(const void* row, int k) {
+  const h8 half = reinterpret_cast<const h8_unaligned*>(static_cast<const uint16_t*>(row) + k)[0];
+  return __builtin_convertvector(half, u8);
+}
+
+inline v8 read_bf16(const void* row, int k) { return reinterpret_cast<v8>(read_u16(row, k) << 16); }
+
+// The exponent is rebased by a multiplication, which is right for subnormal numbers too; infinity and NaN are then restored.
+inline v8 read_f16(const void* row, int k) {
+  const u8 bits = read_u16(row, k);
+  const v8 rebased = reinterpret_cast<v8>((bits & 0x7fffu) << 13) * 5.192296858534828e33f;  // 2^112
+  const u8 special = reinterpret_cast<u8>((bits & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return reinterpret_cast<v8>(reinterpret_cast<u8>(rebased) | special | ((bits & 0x8000u) << 16));
+}
+
+// 8 rows of 8 numbers to 8 columns.
+inline void transpose(v8 r[8]) {
+  v8 t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  v8 u[8];
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = __builtin_shufflevector(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    u[i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    u[i + 2] = __builtin_shufflevector(t[i + 1], t[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    u[i + 3] = __builtin_shufflevector(t[i + 1], t[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = __builtin_shufflevector(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    r[i + 4] = __builtin_shufflevector(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+template <v8 (*Read)(const void*, int)>
+void load_rows(const void* const* rows, int count, int depth, float* tile) {
+  for (int first = 0; first < kTile; first += 8) {
+    float* stripe = tile + static_cast<ptrdiff_t>(first / kStripe) * depth * kStripe + first % kStripe;
+    for (int k = 0; k < depth; k += 8) {
+      v8 block[8];
+      for (int i = 0; i < 8; ++i) block[i] = first + i < count ? Read(rows[first + i], k) : v8{};
+      transpose(block);
+      for (int i = 0; i < 8; ++i) *reinterpret_cast<v8_unaligned*>(stripe + (k + i) * kStripe) = block[i];
+    }
+  }
+}
+
+void load(lpx_dtype dtype, const void* const* rows, int count, int depth, float* tile) {
+  switch (dtype) {
+    case LPX_F32: return load_rows<read_f32>(rows, count, depth, tile);
+    case LPX_F16: return load_rows<read_f16>(rows, count, depth, tile);
+    case LPX_BF16: return load_rows<read_bf16>(rows, count, depth, tile);
+  }
+}
+
+inline v8 read(lpx_dtype dtype, const void* row, int k) {
+  switch (dtype) {
+    case LPX_F16: return read_f16(row, k);
+    case LPX_BF16: return read_bf16(row, k);
+    default: return read_f32(row, k);
+  }
+}
+
+void convert(lpx_dtype dtype, const void* from, int64_t count, float* to) {
+  const int64_t whole = count / 8 * 8;
+  const size_t element = dtype == LPX_F32 ? 4 : 2;
+  for (int64_t i = 0; i < whole; i += 8)
+    *reinterpret_cast<v8_unaligned*>(to + i) = read(dtype, static_cast<const char*>(from) + static_cast<size_t>(i) * element, 0);
+  if (whole == count) return;
+  float rest[8] = {};
+  std::memcpy(rest, static_cast<const char*>(from) + static_cast<size_t>(whole) * element, static_cast<size_t>(count - whole) * element);
+  v8 numbers = read(dtype, rest, 0);
+  std::memcpy(to + whole, &numbers, static_cast<size_t>(count - whole) * 4);
+}
+
+// ------------------------------------------------------------------ products
+
+void multiply(const float* panels, int rows, int depth, const float* tile, float* out) {
+  for (int row = 0; row < rows; row += kPanel, panels += static_cast<ptrdiff_t>(depth) * kPanel) {
+    for (int stripe = 0; stripe < kTile / kStripe; ++stripe) {
+      const float* a = panels;
+      const float* b = tile + static_cast<ptrdiff_t>(stripe) * depth * kStripe;
+      vf sums[kPanel][2] = {};
+      for (int k = 0; k < depth; ++k, a += kPanel, b += kStripe) {
+        const vf left = load_vector(b);
+        const vf right = load_vector(b + kLanes);
+#pragma GCC unroll 6
+        for (int r = 0; r < kPanel; ++r) {
+          sums[r][0] += a[r] * left;
+          sums[r][1] += a[r] * right;
+        }
+      }
+      float* to = out + static_cast<ptrdiff_t>(row) * kTile + stripe * kStripe;
+      for (int r = 0; r < kPanel; ++r, to += kTile) {
+        store_vector(to, sums[r][0]);
+        store_vector(to + kLanes, sums[r][1]);
+      }
+    }
+  }
+}
+
+template <int Heads>
+void pair_products_of(const float* x, int rows, int first, float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    vf sums[pair_count(Heads)] = {};
+    for (int r = 0; r < rows; ++r) {
+      vf head[Heads];
+      for (int h = 0; h < Heads; ++h) head[h] = load_vector(x + (static_cast<ptrdiff_t>(h) * rows + r) * kTile + v * kLanes);
+      for (int h = 0; h < Heads; ++h)
+        for (int other = h; other < Heads; ++other) sums[pair_index(h, other)] += head[h] * head[other];
+    }
+    for (int h = 0; h < Heads; ++h) {
+      for (int other = h; other < Heads; ++other) {
+        float* to = out + static_cast<ptrdiff_t>(pair_index(first + h, first + other)) * kTile + v * kLanes;
+        store_vector(to, load_vector(to) + sums[pair_index(h, other)]);
+      }
+    }
+  }
+}
+
+void pair_products_general(const float* x, int heads, int rows, int first, float* out) {
+  for (int other = 0; other < heads; ++other) {
+    for (int h = 0; h <= other; ++h) {
+      float* to = out + static_cast<ptrdiff_t>(pair_index(first + h, first + other)) * kTile;
+      const float* a = x + static_cast<ptrdiff_t>(h) * rows * kTile;
+      const float* b = x + static_cast<ptrdiff_t>(other) * rows * kTile;
+      vf sums[kVectors] = {};
+      for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < kVectors; ++v) sums[v] += load_vector(a + r * kTile + v * kLanes) * load_vector(b + r * kTile + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) store_vector(to + v * kLanes, load_vector(to + v * kLanes) + sums[v]);
+    }
+  }
+}
+
+void pair_products(const float* x, int heads, int rows, int first, float* out) {
+  switch (heads) {
+    case 1: return pair_products_of<1>(x, rows, first, out);
+    case 2: return pair_products_of<2>(x, rows, first, out);
+    case 3: return pair_products_of<3>(x, rows, first, out);
+    case 4: return pair_products_of<4>(x, rows, first, out);
+    default: return pair_products_general(x, heads, rows, first, out);
+  }
+}
+
+// ------------------------------------------------------------------ attention
+
+// The exponent, in base 2: one multiply-add where there is no soft-cap. Masks come after the exponential, so that the bits of
+// a token do not depend on its neighbours.
+template <bool SoftCap>
+inline vf exponent(const float* logits, float scale, float soft_cap, float reference) {
+  if constexpr (SoftCap) return (soft_cap * kLog2E) * hyperbolic_tangent(load_vector(logits) * scale / soft_cap) - reference;
+  return load_vector(logits) * (scale * kLog2E) - reference;
+}
+
+inline bool sees(const Visibility& mask, int row, int token) {
+  if (token >= mask.count) return false;
+  const int32_t last = mask.last + row;
+  return mask.positions[token] <= last && (mask.window == 0 || mask.positions[token] > last - mask.window);
+}
+
+// Sets what a row does not see to `hidden`.
+void hide(const AttentionTile& tile, float hidden) {
+  for (int row = 0; row < tile.heads * tile.rows; ++row)
+    for (int t = 0; t < kTile; ++t)
+      if (!sees(*tile.masked, row % tile.rows, t)) tile.logits[static_cast<ptrdiff_t>(row) * kTile + t] = hidden;
+}
+
+void finish_logits(const AttentionTile& tile) {
+  for (ptrdiff_t i = 0; i < static_cast<ptrdiff_t>(tile.heads) * tile.rows * kTile; i += kLanes)
+    store_vector(tile.logits + i, tile.soft_cap == 0 ? exponent<false>(tile.logits + i, tile.scale, 0, 0)
+                                                     : exponent<true>(tile.logits + i, tile.scale, tile.soft_cap, 0));
+  if (tile.masked != nullptr) hide(tile, -INFINITY);
+}
+
+template <bool SoftCap>
+inline void attend_rows(const AttentionTile& tile) {
+  for (int row = 0; row < tile.heads * tile.rows; ++row) {
+    float* logits = tile.logits + static_cast<ptrdiff_t>(row) * kTile;
+    const float residual = tile.residual == nullptr ? 0.0f : tile.residual[row];
+    for (int v = 0; v < kVectors; ++v) {
+      const vf x = exponent<SoftCap>(logits + v * kLanes, tile.scale, tile.soft_cap, tile.reference[row]) - residual;
+      store_vector(logits + v * kLanes, power_of_two(x));
+    }
+  }
+}
+
+void attend(const AttentionTile& tile) {
+  if (tile.soft_cap == 0)
+    attend_rows<false>(tile);
+  else
+    attend_rows<true>(tile);
+  if (tile.masked != nullptr) hide(tile, 0.0f);
+}
+
+void accumulate_log_sums(const float* logits, int rows, float* largest, float* sums) {
+  for (int r = 0; r < rows; ++r) {
+    const float* row = logits + static_cast<ptrdiff_t>(r) * kTile;
+    vf most = load_vector(row);
+    for (int v = 1; v < kVectors; ++v) most = load_vector(row + v * kLanes) > most ? load_vector(row + v * kLanes) : most;
+    float maximum = largest[r];
+    for (int i = 0; i < kLanes; ++i) maximum = most[i] > maximum ? most[i] : maximum;
+    if (maximum == -INFINITY) continue;
+    vf sum = {};
+    for (int v = 0; v < kVectors; ++v) sum += power_of_two(load_vector(row + v * kLanes) - maximum);
+    float total = sums[r] * power_of_two(splat(largest[r] - maximum))[0];
+    for (int i = 0; i < kLanes; ++i) total += sum[i];
+    sums[r] = total;
+    largest[r] = maximum;
+  }
+}
+
+template <int Rows, bool Attended>
+inline void scan_group(const float* logits, const float* reference, float scale, float* sums, float* squares) {
+  vf row_sums[Rows] = {};
+  for (int v = 0; v < kVectors; ++v) {
+    vf square = {};
+    for (int r = 0; r < Rows; ++r) {
+      const float* at = logits + r * kTile + v * kLanes;
+      const vf e = Attended ? load_vector(at) : power_of_two(exponent<false>(at, scale, 0, reference[r]));
+      row_sums[r] += e;
+      square += e * e;
+    }
+    store_vector(squares + v * kLanes, square);
+  }
+  for (int r = 0; r < Rows; ++r) store_vector(sums + r * kSumLanes, load_vector(sums + r * kSumLanes) + row_sums[r]);
+}
+
+template <bool Attended>
+inline void scan_rows(const AttentionTile& tile, float* sums, float* squares, int64_t stride) {
+  for (int h = 0; h < tile.heads; ++h) {
+    for (int q = 0; q < tile.rows; q += kBoundGroup, squares += stride) {
+      const ptrdiff_t row = static_cast<ptrdiff_t>(h) * tile.rows + q;
+      const float* logits = tile.logits + row * kTile;
+      const float* reference = tile.reference + row;
+      float* to = sums + row * kSumLanes;
+      static_assert(kBoundGroup == 4, "one case a group size");
+      switch (tile.rows - q) {
+        case 1: scan_group<1, Attended>(logits, reference, tile.scale, to, squares); break;
+        case 2: scan_group<2, Attended>(logits, reference, tile.scale, to, squares); break;
+        case 3: scan_group<3, Attended>(logits, reference, tile.scale, to, squares); break;
+        default: scan_group<4, Attended>(logits, reference, tile.scale, to, squares);
+      }
+    }
+  }
+}
+
+void scan(const AttentionTile& tile, float* sums, float* squares, int64_t stride) {
+  if (tile.soft_cap == 0 && tile.masked == nullptr) return scan_rows<false>(tile, sums, squares, stride);
+  attend(tile);
+  scan_rows<true>(tile, sums, squares, stride);
+}
+
+void attention_statistic(const float* attention, int heads, int rows, int existing, lpx_attention_statistic statistic, float* out) {
+  for (int h = 0; h < heads; ++h) {
+    const float* head = attention + static_cast<ptrdiff_t>(h) * rows * kTile;
+    for (int v = 0; v < kVectors; ++v) {
+      vf value = {};
+      if (statistic == LPX_ATTENTION_LAST) value = load_vector(head + static_cast<ptrdiff_t>(rows - 1) * kTile + v * kLanes);
+      for (int q = 0; q < rows && statistic != LPX_ATTENTION_LAST; ++q) {
+        const vf a = load_vector(head + static_cast<ptrdiff_t>(q) * kTile + v * kLanes);
+        if (statistic == LPX_ATTENTION_MAX)
+          value = a > value || a != a ? a : value;
+        else
+          value += statistic == LPX_ATTENTION_L2 ? a * a : a;
+      }
+      if (statistic == LPX_ATTENTION_L2) value = square_root(value);
+      if (statistic == LPX_ATTENTION_MEAN && existing > 0) value = value / static_cast<float>(existing);
+      store_vector(out + h * kTile + v * kLanes, value);
+    }
+  }
+}
+
+void aggregate(const float* x, int heads, lpx_aggregation aggregation, float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    vf value = {};
+    for (int h = 0; h < heads; ++h) {
+      const vf a = load_vector(x + h * kTile + v * kLanes);
+      if (aggregation == LPX_AGGREGATE_MAX)
+        value = h == 0 || a > value || a != a ? a : value;
+      else
+        value += aggregation == LPX_AGGREGATE_RSS ? a * a : a;
+    }
+    if (aggregation == LPX_AGGREGATE_RSS) value = square_root(value);
+    if (aggregation == LPX_AGGREGATE_MEAN) value = value / static_cast<float>(heads);
+    store_vector(out + v * kLanes, value);
+  }
+}
+
+// ------------------------------------------------------------------ scores
+
+uint32_t joint(const float* attention, const float* values, int heads, float* out) {
+  uint32_t cancelled = 0;
+  for (int v = 0; v < kVectors; ++v) {
+    vf own = {};
+    vf cross = {};
+    for (int other = 0; other < heads; ++other) {
+      for (int h = 0; h <= other; ++h) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(pair_index(h, other)) * kTile + v * kLanes;
+        const vf product = load_vector(attention + at) * load_vector(values + at);
+        if (h == other)
+          own += product;
+        else
+          cross += product;
+      }
+    }
+    const vf total = own + 2.0f * cross;
+    store_vector(out + v * kLanes, square_root(total < 0.0f ? vf{} : total));
+    const vi lost = total < kCancelled * own;
+    for (int i = 0; i < kLanes; ++i) cancelled |= static_cast<uint32_t>(lost[i] & 1) << (v * kLanes + i);
+  }
+  return cancelled;
+}
+
+void bound(const float* attention, const float* values, int heads, float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    vf total = {};
+    for (int h = 0; h < heads; ++h) {
+      const ptrdiff_t at = static_cast<ptrdiff_t>(pair_index(h, h)) * kTile + v * kLanes;
+      total += square_root(load_vector(attention + at)) * square_root(load_vector(values + at));
+    }
+    store_vector(out + v * kLanes, total);
+  }
+}
+
+void add_magnitudes(const float* x, int rows, float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    vf total = {};
+    for (int r = 0; r < rows; ++r)
+      total += bits_to_float(float_to_bits(load_vector(x + static_cast<ptrdiff_t>(r) * kTile + v * kLanes)) & 0x7fffffff);
+    store_vector(out + v * kLanes, load_vector(out + v * kLanes) + total);
+  }
+}
+
+void removal_weights(float* attention, int rows) {
+  for (ptrdiff_t i = 0; i < static_cast<ptrdiff_t>(rows) * kTile; i += kLanes) {
+    const vf a = load_vector(attention + i);
+    const vf rest = 1.0f - a;
+    store_vector(attention + i, a / (rest < 1e-3f ? splat(1e-3f) : rest));
+  }
+}
+
+template <int Heads>
+inline void removal_of(const float* weights, const float* outputs, int64_t output_stride, int64_t row_stride, const float* values, int heads,
+                       int rows, int columns, float* out) {
+  const int count = Heads == 0 ? heads : Heads;
+  for (int v = 0; v < kVectors; ++v) {
+    vf total = {};
+    for (int q = 0; q < rows; ++q) {
+      vf part = {};
+      for (int c = 0; c < columns; ++c) {
+        vf change = {};
+        for (int h = 0; h < count; ++h) {
+          const vf weight = load_vector(weights + (static_cast<ptrdiff_t>(h) * rows + q) * kTile + v * kLanes);
+          const vf value = load_vector(values + (static_cast<ptrdiff_t>(h) * columns + c) * kTile + v * kLanes);
+          change += weight * (outputs[h * output_stride + q * row_stride + c] - value);
+        }
+        part += change * change;
+      }
+      total += part;
+    }
+    store_vector(out + v * kLanes, load_vector(out + v * kLanes) + total);
+  }
+}
+
+void removal(const float* weights, const float* outputs, int64_t output_stride, int64_t row_stride, const float* values, int heads, int rows,
+             int columns, float* out) {
+  switch (heads) {
+    case 1: return removal_of<1>(weights, outputs, output_stride, row_stride, values, heads, rows, columns, out);
+    case 2: return removal_of<2>(weights, outputs, output_stride, row_stride, values, heads, rows, columns, out);
+    case 3: return removal_of<3>(weights, outputs, output_stride, row_stride, values, heads, rows, columns, out);
+    case 4: return removal_of<4>(weights, outputs, output_stride, row_stride, values, heads, rows, columns, out);
+    default: return removal_of<0>(weights, outputs, output_stride, row_stride, values, heads, rows, columns, out);
+  }
+}
+
+void add_outputs(const float* attention, int rows, const float* values, int depth, float* outputs) {
+  for (int r = 0; r < rows; ++r) {
+    const float* a = attention + static_cast<ptrdiff_t>(r) * kTile;
+    for (int c = 0; c < depth; c += 8) {
+      float* to = outputs + static_cast<ptrdiff_t>(r) * depth + c;
+      v8 sum = *reinterpret_cast<v8_unaligned*>(to);
+      for (int t = 0; t < kTile; ++t) sum += a[t] * read_f32(values + static_cast<ptrdiff_t>(t) * depth + c, 0);
+      *reinterpret_cast<v8_unaligned*>(to) = sum;
+    }
+  }
+}
+
+inline float horizontal_sum(v8 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+
+template <v8 (*Read)(const void*, int)>
+inline float squares_of(const void* row, int count) {
+  v8 sum = {};
+  for (int k = 0; k < count; k += 8) sum += Read(row, k) * Read(row, k);
+  return horizontal_sum(sum);
+}
+
+float sum_squares(lpx_dtype dtype, const void* row, int count) {
+  switch (dtype) {
+    case LPX_F16: return squares_of<read_f16>(row, count);
+    case LPX_BF16: return squares_of<read_bf16>(row, count);
+    default: return squares_of<read_f32>(row, count);
+  }
+}
+
+float sum_magnitudes(lpx_dtype dtype, const void* row, int count) {
+  v8 sum = {};
+  for (int k = 0; k < count; k += 8) sum += reinterpret_cast<v8>(reinterpret_cast<u8>(read(dtype, row, k)) & 0x7fffffffu);
+  return horizontal_sum(sum);
+}
+
+void upper_bounds(const float* squares, int64_t stride, const float* inflation, const float* singular, int heads, int groups, const float* norms,
+                  float* out) {
+  for (int v = 0; v < kVectors; ++v) {
+    vf total = {};
+    for (int h = 0; h < heads; ++h) {
+      vf square = {};
+      for (int g = 0; g < groups; ++g) square += inflation[h * groups + g] * load_vector(squares + (h * groups + g) * stride + v * kLanes);
+      total += singular[h] * square_root(square + 1e-37f);
+    }
+    store_vector(out + v * kLanes, total * load_vector(norms + v * kLanes) * 1.001f);
+  }
+}
+
+// A block of 8 x 8 sums in double: out[i][j] = sum over k of a[k][i] * b[k][j].
+void gram(const double* a, const double* b, int depth, double* out) {
+  typedef double vd __attribute__((vector_size(32)));
+  typedef double vd_unaligned __attribute__((vector_size(32), aligned(8), may_alias));
+  for (int half = 0; half < 8; half += 4) {
+    vd sums[4][2] = {};
+    for (int k = 0; k < depth; ++k) {
+      const vd left = *reinterpret_cast<const vd_unaligned*>(b + static_cast<ptrdiff_t>(k) * 8);
+      const vd right = *reinterpret_cast<const vd_unaligned*>(b + static_cast<ptrdiff_t>(k) * 8 + 4);
+      for (int i = 0; i < 4; ++i) {
+        sums[i][0] += a[static_cast<ptrdiff_t>(k) * 8 + half + i] * left;
+        sums[i][1] += a[static_cast<ptrdiff_t>(k) * 8 + half + i] * right;
+      }
+    }
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 2; ++j) *reinterpret_cast<vd_unaligned*>(out + (half + i) * 8 + j * 4) = sums[i][j];
+  }
+}
+
+void pool_max(const float* values, int64_t count, int width, float* out) {
+  float window[kPoolChunk + 256];
+  const int64_t extent = count + width - 1;
+  std::memcpy(window, values, static_cast<size_t>(extent) * sizeof(float));
+  int reach = 1;  // window[i] is the largest of values[i .. i + reach)
+  for (; 2 * reach <= width; reach *= 2)
+    for (int64_t i = 0; i + 2 * reach <= extent; ++i) window[i] = window[i] > window[i + reach] ? window[i] : window[i + reach];
+  const int rest = width - reach;
+  for (int64_t i = 0; i < count; ++i) out[i] = window[i] > window[i + rest] ? window[i] : window[i + rest];
+}
+
+}  // namespace LPX_NAMESPACE
+
+const Kernels& LPX_KERNELS() {
+  namespace isa = LPX_NAMESPACE;
+  static constexpr Kernels kernels = {
+      LPX_NAME,
+      isa::load,
+      isa::convert,
+      isa::multiply,
+      isa::attend,
+      isa::finish_logits,
+      isa::accumulate_log_sums,
+      isa::scan,
+      isa::pair_products,
+      isa::joint,
+      isa::bound,
+      isa::attention_statistic,
+      isa::aggregate,
+      isa::add_magnitudes,
+      isa::removal_weights,
+      isa::removal,
+      isa::add_outputs,
+      isa::sum_squares,
+      isa::sum_magnitudes,
+      isa::upper_bounds,
+      isa::pool_max,
+      isa::gram,
+  };
+  return kernels;
+}
+
+}  // namespace laprox::cpu
