@@ -1,0 +1,55 @@
+import type { AttentionModel, EvictReport } from 'laprox'
+import { compress } from './eviction.js'
+import type { LanguageModel } from './language-model.js'
+import type { Contender } from './options.js'
+import type { Prompt, Task } from './tasks.js'
+import { judge, type Verdict } from './verdict.js'
+
+/** What a policy made of a prompt's cache, and how the model did with the rest. */
+export interface Trial extends Contender {
+  readonly verdict: Verdict
+  readonly report: EvictReport
+}
+
+/** One prompt: read once, answered from the full cache and from what each policy left of it. */
+export interface Comparison {
+  readonly task: Task
+  readonly prompt: Prompt
+  /** Counts from 0 in its task. */
+  readonly index: number
+  readonly msPrefill: number
+  readonly full: Verdict
+  readonly trials: readonly Trial[]
+}
+
+/** Compares on every prompt of every task, one after the other. */
+export async function* compare(
+  language: LanguageModel,
+  attention: AttentionModel,
+  tasks: readonly Task[],
+  contenders: readonly Contender[],
+  progress: (prompts: number, what: string) => void,
+): AsyncGenerator<Comparison> {
+  const window = Math.max(...contenders.map(({ policy }) => policy.window))
+  let prompts = 0
+  for (const task of tasks) {
+    for (const [index, prompt] of task.prompts.entries()) {
+      const what = `${task.name} ${index + 1} of ${task.prompts.length}`
+      const begun = performance.now()
+      const prefill = await language.prefill(prompt.ids, window, (read) => progress(prompts + 0.9 * read, what))
+      const msPrefill = performance.now() - begun
+      // The prompt's last token has been read with the full cache: the answer's first token follows from its logits. Eviction
+      // comes after it, and every further token sees only what is left. New tokens stand where they always would.
+      const start = { ...prefill, position: prompt.ids.length }
+      const full = await judge(language, start, task, prompt)
+      const trials: Trial[] = []
+      for (const contender of contenders) {
+        const { past, report } = await compress(attention, prefill, contender.policy)
+        const verdict = await judge(language, { ...start, past }, task, prompt)
+        trials.push({ ...contender, verdict, report })
+      }
+      progress(++prompts, what)
+      yield { task, prompt, index, msPrefill, full, trials }
+    }
+  }
+}
