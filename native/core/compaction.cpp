@@ -69,16 +69,34 @@ void add_rows(std::vector<Interval>& intervals, const lpx_plane& plane, int64_t 
   }
 }
 
-// Only where the buffers share memory at all is the (slower) comparison row by row made.
+bool same_rows(const lpx_plane& a, const lpx_plane& b) {
+  return a.data == b.data && a.page_stride == b.page_stride && a.token_stride == b.token_stride;
+}
+
+// Whether target rows may overlap each other or source rows: whether buffers share memory, but for one pool of all layers
+// whose pages come from one list.
+bool may_overlap(const Cache& cache, const lpx_compaction& target) {
+  std::vector<lpx_plane> planes;
+  for (int i = 0; i < target.layers; ++i) {
+    const bool shared = i > 0 && target.free_list_count == 1 && same_rows(target.layer[i].key, target.layer[0].key) &&
+                        same_rows(target.layer[i].value, target.layer[0].value);
+    if (shared) continue;
+    planes.push_back(target.layer[i].key);
+    planes.push_back(target.layer[i].value);
+  }
+  for (size_t i = 0; i < planes.size(); ++i) {
+    for (size_t j = 0; j < i; ++j)
+      if (overlaps(planes[i].data, planes[i].bytes, planes[j].data, planes[j].bytes)) return true;
+    for (int l = 0; l < cache.desc().layers; ++l)
+      for (const lpx_plane* from : {&cache.layer(l).key, &cache.layer(l).value})
+        if (overlaps(planes[i].data, planes[i].bytes, from->data, from->bytes)) return true;
+  }
+  return false;
+}
+
 void check_overlap(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target) {
   const lpx_cache& desc = cache.desc();
-  bool near = target.target == LPX_TO_PAGES;
-  for (int i = 0; i < desc.layers && !near; ++i)
-    for (const lpx_plane* from : {&desc.layer[i].key, &desc.layer[i].value})
-      for (const lpx_plane* to : {&target.layer[0].key, &target.layer[0].value})
-        near = near || overlaps(from->data, from->bytes, to->data, to->bytes);
-  near = near || overlaps(target.layer[0].key.data, target.layer[0].key.bytes, target.layer[0].value.data, target.layer[0].value.bytes);
-  if (!near) return;
+  if (!may_overlap(cache, target)) return;
 
   std::vector<Interval> sources;
   std::vector<Interval> targets;
@@ -183,6 +201,12 @@ void check_pages(const Cache& cache, const lpx_selection& selection, const lpx_c
       if (to.position.data != nullptr) check_target_page(to.position, "position", id, rows, 4);
       if (to.value_norm.data != nullptr) check_target_page(to.value_norm, "value_norm", id, rows, 4);
     }
+  }
+  for (size_t list = 0; list < used.size(); ++list) {
+    std::vector<int32_t> pages(target.free_lists[list].pages, target.free_lists[list].pages + used[list]);
+    std::sort(pages.begin(), pages.end());
+    const auto twice = std::adjacent_find(pages.begin(), pages.end());
+    if (twice != pages.end()) fail(LPX_OVERLAP, "page %d is listed twice in free list %zu", *twice, list);
   }
 }
 

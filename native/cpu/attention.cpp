@@ -12,8 +12,8 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kWaveFloats = INT64_C(4) << 20;  // of squares, 16 MiB; one segment may take more
 constexpr int kSinkSample = 4;                     // the reference point: the first keys, the last, and a stride between
-constexpr int kRecentSample = 64;
-constexpr int kStrideSample = 60;
+constexpr int kRecentSample = 128;
+constexpr int kStrideSample = 124;
 constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kOutgrown = 1e18;  // sums of e beyond which sums of e^2 come near the end of float
 

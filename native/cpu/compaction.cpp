@@ -3,16 +3,49 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "core/compaction.hpp"
 
 namespace laprox::cpu {
 namespace {
 
 constexpr int64_t kRowsPerTask = 1024;
+constexpr int64_t kStreamedBytes = INT64_C(1) << 20;  // of keys: more would push everything else out of the caches
 constexpr int64_t kAhead = 8;  // rows that are asked for before they are moved: kept rows lie too far apart for the hardware to foresee
 
 void prefetch(const std::byte* row, size_t bytes) {
   for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
+}
+
+// Copies past the caches: what is written once and not read soon need not be fetched before it is overwritten.
+void stream(std::byte* to, const std::byte* from, size_t bytes) {
+#if defined(__SSE2__)
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 64 == 0) {
+    for (size_t byte = 0; byte < bytes; byte += 64) {
+      const auto* source = reinterpret_cast<const __m128i*>(from + byte);
+      auto* target = reinterpret_cast<__m128i*>(to + byte);
+      const __m128i a = _mm_loadu_si128(source);
+      const __m128i b = _mm_loadu_si128(source + 1);
+      const __m128i c = _mm_loadu_si128(source + 2);
+      const __m128i d = _mm_loadu_si128(source + 3);
+      _mm_stream_si128(target, a);
+      _mm_stream_si128(target + 1, b);
+      _mm_stream_si128(target + 2, c);
+      _mm_stream_si128(target + 3, d);
+    }
+    return;
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
+
+void end_of_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // One kind of row on its way from the cache to where it is kept.
@@ -33,7 +66,10 @@ Rows target_rows(const lpx_plane& plane, lpx_cache_layer layer, const int32_t* t
 class Move {
  public:
   Move(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, int64_t index)
-      : cache_(cache), segment_(cache.segments().at(index)), tokens_(selection.tokens + selection.offsets[index]) {
+      : cache_(cache),
+        segment_(cache.segments().at(index)),
+        tokens_(selection.tokens + selection.offsets[index]),
+        streamed_(target.target != LPX_TO_IN_PLACE && selection.offsets[cache.segments().count()] * cache.row_bytes() > kStreamedBytes) {
     const lpx_cache_layer& from = cache.layer(segment_.layer);
     lpx_cache_layer to = from;
     const int32_t* table = nullptr;
@@ -73,9 +109,13 @@ class Move {
         if (i + kAhead < end) prefetch(plane.from(tokens_[i + kAhead]), plane.row_bytes);
         std::byte* to = plane.to(i);
         const std::byte* from = plane.from(tokens_[i]);
-        if (to != from) std::memcpy(to, from, plane.row_bytes);
+        if (streamed_)
+          stream(to, from, plane.row_bytes);
+        else if (to != from)
+          std::memcpy(to, from, plane.row_bytes);
       }
     }
+    if (streamed_) end_of_stream();
     if (!has_fresh_positions_) return;
     for (int64_t i = begin; i < end; ++i) *reinterpret_cast<int32_t*>(fresh_positions_(i)) = cache_.position(segment_, tokens_[i]);
   }
@@ -88,6 +128,7 @@ class Move {
   int plane_count_ = 0;
   Rows fresh_positions_;  // the positions of a cache that has none are its token indices
   bool has_fresh_positions_ = false;
+  bool streamed_;
 };
 
 void take_pages(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target) {
