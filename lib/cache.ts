@@ -275,20 +275,9 @@ function check(description: CacheDescription): CacheState {
   const headDim = dims[rank - 1]!
   if (headDim < 8 || headDim > 256 || headDim % 8 !== 0) throw wrong('keys[0]', keys[0], 'a head dimension d that is a multiple of 8, 8 to 256')
 
-  // How many sequences and heads there are stands in different places.
   const contexts = description.contextLengths === undefined ? undefined : integers(description.contextLengths, 'contextLengths')
-  let sequences = tables?.[0]!.dims[0] ?? (axes.page >= 0 && kind === 'contiguous' ? dims[0]! : 1)
-  let kvHeads = axes.head >= 0 ? dims[axes.head]! : (tables?.[0]!.dims.length === 3 ? tables[0]!.dims[1]! : 1)
   const given = perLayerIntegers(description.lengths, layers)
-  if (kind === 'ragged') {
-    if (given === undefined) throw wrong('lengths', undefined, 'the tokens of each head [S * G] of a ragged cache')
-    sequences = contexts?.length ?? 1
-    kvHeads = given[0]!.length / sequences
-    if (!Number.isInteger(kvHeads)) {
-      throw new LaproxError('INVALID_ARGUMENT', `lengths has ${given[0]!.length} numbers; expected a multiple of the ${sequences} sequences of contextLengths`)
-    }
-  }
-  if (sequences < 1 || kvHeads < 1) throw wrong('keys[0]', keys[0], 'at least one sequence and one KV head')
+  const { sequences, kvHeads } = heads(kind, axes, keys[0]!, tables?.[0], given?.[0], contexts)
   if (tables !== undefined) {
     for (const [i, table] of tables.entries()) {
       shape(table, `pageTable[${i}]`, table.dims.length === 2 ? [sequences, -1] : [sequences, kvHeads, -1], '[S, P] or [S, G, P]')
@@ -313,7 +302,8 @@ function check(description: CacheDescription): CacheState {
   if (contexts !== undefined && positions !== undefined) {
     for (const [i, length] of lengths.entries()) {
       const context = contexts[Math.floor(i / kvHeads) % sequences]!
-      if (length > context) throw new LaproxError('INVALID_ARGUMENT', `contextLengths: ${context} is below ${length}, the tokens of a head of that sequence`)
+      if (length > context)
+        throw new LaproxError('INVALID_ARGUMENT', `contextLengths: ${context} is below ${length}, the tokens of a head of that sequence`)
     }
   }
   return {
@@ -335,6 +325,37 @@ function check(description: CacheDescription): CacheState {
   }
 }
 
+/** How many sequences and KV heads there are: it stands in different places. */
+function heads(
+  kind: CacheState['kind'],
+  axes: Axes,
+  keys: Tensor,
+  table: Tensor | undefined,
+  lengths: Int32Array | undefined,
+  contexts: Int32Array | undefined,
+): { sequences: number; kvHeads: number } {
+  let sequences = 1
+  let kvHeads = axes.head >= 0 ? keys.dims[axes.head]! : 1
+  if (kind === 'ragged') {
+    if (lengths === undefined) throw wrong('lengths', undefined, 'the tokens of each head [S * G] of a ragged cache')
+    sequences = contexts?.length ?? 1
+    kvHeads = lengths.length / sequences
+    if (!Number.isInteger(kvHeads)) {
+      throw new LaproxError(
+        'INVALID_ARGUMENT',
+        `lengths has ${lengths.length} numbers; expected a multiple of the ${sequences} sequences of contextLengths`,
+      )
+    }
+  } else if (table !== undefined) {
+    sequences = table.dims[0]!
+    if (axes.head < 0 && table.dims.length === 3) kvHeads = table.dims[1]!
+  } else if (axes.page >= 0) {
+    sequences = keys.dims[axes.page]!
+  }
+  if (sequences < 1 || kvHeads < 1) throw wrong('keys[0]', keys, 'at least one sequence and one KV head')
+  return { sequences, kvHeads }
+}
+
 /** Which dimension is which. */
 export function axesOf(kind: CacheState['kind'], rank: number, layout?: string, example?: Tensor): Axes {
   if (kind === 'ragged') return { page: 0, token: 0, head: -1 }
@@ -346,7 +367,11 @@ export function axesOf(kind: CacheState['kind'], rank: number, layout?: string, 
   if (layout !== 'NHD' && layout !== 'HND') throw wrong('layout', layout, "'NHD' or 'HND'")
   if (rank === 3) return { page: 0, token: 1, head: -1 }
   if (rank === 4) return layout === 'NHD' ? { page: 0, token: 1, head: 2 } : { page: 0, token: 2, head: 1 }
-  throw wrong('keys[0]', example, layout === 'NHD' ? '[pages, pageSize, G, d] or [pages, pageSize, d]' : '[pages, G, pageSize, d] or [pages, pageSize, d]')
+  throw wrong(
+    'keys[0]',
+    example,
+    layout === 'NHD' ? '[pages, pageSize, G, d] or [pages, pageSize, d]' : '[pages, G, pageSize, d] or [pages, pageSize, d]',
+  )
 }
 
 function checkTables({ pageTable }: PagedDescription, layers: number): readonly Tensor[] {
@@ -414,7 +439,8 @@ export function integers(given: unknown, at: string): Int32Array {
   if (!(source instanceof Int32Array) && !Array.isArray(source)) throw wrong(at, given, 'an Int32Array, an int32 Tensor or an array of integers')
   for (let i = 0; i < source.length; i++) {
     const value: unknown = source[i]
-    if (!Number.isInteger(value) || (value as number) < 0 || (value as number) > maxInt32) throw wrong(`${at}[${i}]`, value, 'an integer of at least 0')
+    if (!Number.isInteger(value) || (value as number) < 0 || (value as number) > maxInt32)
+      throw wrong(`${at}[${i}]`, value, 'an integer of at least 0')
   }
   return Int32Array.from(source as ArrayLike<number>)
 }

@@ -81,15 +81,11 @@ export function byteExtent(tensor: Tensor): number {
 }
 
 /** A new typed array, or a buffer, zeroed by the system and not by this thread. */
-export function allocate<T>(
-  constructor: { new (length: number): T; readonly BYTES_PER_ELEMENT?: number },
-  length: number,
-  at: string,
-): T {
+export function allocate<T>(array: { new (length: number): T; readonly BYTES_PER_ELEMENT?: number }, length: number, at: string): T {
   try {
-    return new constructor(length)
+    return new array(length)
   } catch (cause) {
-    const bytes = length * (constructor.BYTES_PER_ELEMENT ?? 1)
+    const bytes = length * (array.BYTES_PER_ELEMENT ?? 1)
     throw new LaproxError('OUT_OF_MEMORY', `${at} takes ${bytes} bytes, which could not be allocated`, { cause })
   }
 }

@@ -73,7 +73,10 @@ export function planTarget(options: Target, state: CacheState): Plan {
   if (target === 'ragged') return { target }
   if (target === 'in-place') {
     if (state.positions === undefined) {
-      throw new LaproxError('INVALID_ARGUMENT', "target is 'in-place'; expected a cache with positions, since rows move: give KvCache.from `positions`")
+      throw new LaproxError(
+        'INVALID_ARGUMENT',
+        "target is 'in-place'; expected a cache with positions, since rows move: give KvCache.from `positions`",
+      )
     }
     return { target }
   }
@@ -227,7 +230,10 @@ function prepareInPlace(state: CacheState, selection: Selection): Prepared {
   const { layers, tables } = state
   // A page that the heads share is counted for each of them here, which is enough.
   const segments = state.lengths.length / layers
-  const most = tables === undefined ? 0 : state.lengths.reduce((sum, length, i) => sum + pagesFor(length, state.keys[Math.floor(i / segments)]!.dims[state.axes.token]!), 0)
+  const most =
+    tables === undefined
+      ? 0
+      : state.lengths.reduce((sum, length, i) => sum + pagesFor(length, state.keys[Math.floor(i / segments)]!.dims[state.axes.token]!), 0)
   const table = new Float64Array(1 + layers)
   const pages = allocate(Int32Array, most, 'the list of freed pages')
   return {
@@ -240,9 +246,7 @@ function prepareInPlace(state: CacheState, selection: Selection): Prepared {
       return {
         ...kept,
         lengths: selection.counts,
-        ...(tables === undefined
-          ? {}
-          : { freedPages: Array.from({ length: layers }, (_, i) => pages.slice(freed[i]!, freed[i + 1]!)) }),
+        ...(tables === undefined ? {} : { freedPages: Array.from({ length: layers }, (_, i) => pages.slice(freed[i]!, freed[i + 1]!)) }),
       }
     },
   }
@@ -298,10 +302,16 @@ function pagesFor(rows: number, pageSize: number): number {
 }
 
 /** What a compaction does not change. A cache without positions has read as many tokens as its longest head has. */
-function shapeOf({ type, layers, sequences, kvHeads, headDim, positions, contextLengths, lengths }: CacheState): Pick<
-  CacheState,
-  'type' | 'layers' | 'sequences' | 'kvHeads' | 'headDim' | 'contextLengths'
-> {
+function shapeOf({
+  type,
+  layers,
+  sequences,
+  kvHeads,
+  headDim,
+  positions,
+  contextLengths,
+  lengths,
+}: CacheState): Pick<CacheState, 'type' | 'layers' | 'sequences' | 'kvHeads' | 'headDim' | 'contextLengths'> {
   const contexts = new Int32Array(sequences)
   for (const [i, length] of lengths.entries()) {
     const sequence = Math.floor(i / kvHeads) % sequences
@@ -311,9 +321,9 @@ function shapeOf({ type, layers, sequences, kvHeads, headDim, positions, context
 }
 
 function newTensor<T extends 'float32' | 'float16' | 'bfloat16' | 'int32'>(type: T, dims: readonly number[], at: string): Tensor<T> {
-  const constructor = { float32: Float32Array, float16: Uint16Array, bfloat16: Uint16Array, int32: Int32Array }[type]
+  const array = { float32: Float32Array, float16: Uint16Array, bfloat16: Uint16Array, int32: Int32Array }[type]
   const size = dims.reduce((product, dim) => product * dim, 1)
-  return new Tensor(type, allocate<unknown>(constructor, size, at) as never, dims)
+  return new Tensor(type, allocate<unknown>(array, size, at) as never, dims)
 }
 
 /** Rows [begin, end) as a tensor whose data begins there. */

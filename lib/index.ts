@@ -13,7 +13,7 @@ export type { CallOptions } from './call.js'
 export { compact, type InPlaceTarget, type PagesTarget, type RaggedTarget, type Target } from './compact.js'
 export { type BackendInfo, Device, type DeviceInfo, type DeviceName, type DeviceOptions, type InstructionSet } from './device.js'
 export { LaproxError, type LaproxErrorCode } from './errors.js'
-export { type EvictOptions, type Eviction, type EvictReport, evict } from './evict.js'
+export { type Eviction, type EvictOptions, type EvictReport, evict } from './evict.js'
 export { AttentionModel, type ModelDescription, type PerLayer } from './model.js'
 export {
   type Aggregation,
@@ -39,5 +39,15 @@ export {
 export { type ReadSafetensorsOptions, readSafetensors, type SafetensorsFile, type WriteSafetensorsOptions, writeSafetensors } from './safetensors.js'
 export { Scores, type ScoresDescription, score } from './score.js'
 export { Selection, type SelectionDescription, type SelectOptions, type SelectReport, select, selectFrom } from './selection.js'
-export { type Float16Data, type FloatType, fromFloat32, Tensor, type TensorDataMap, type TensorInput, type TensorLayout, type TensorType, toFloat32 } from './tensor.js'
+export {
+  type Float16Data,
+  type FloatType,
+  fromFloat32,
+  Tensor,
+  type TensorDataMap,
+  type TensorInput,
+  type TensorLayout,
+  type TensorType,
+  toFloat32,
+} from './tensor.js'
 export type { Window } from './window.js'

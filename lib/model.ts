@@ -2,7 +2,7 @@ import { byteExtent, byteStride, floatType, integer, maxInt32, object, shape, te
 import { type Device, handleOf } from './device.js'
 import { LaproxError } from './errors.js'
 import { type NativeHandle, native, type Section, SectionWriter } from './native.js'
-import { elementBytes, type FloatType, Tensor } from './tensor.js'
+import { elementBytes, type FloatType, type Tensor } from './tensor.js'
 
 /** One value for all layers, or one per layer. */
 export type PerLayer<T> = T | readonly T[]
@@ -17,8 +17,8 @@ export interface ModelDescription {
   /** d, a multiple of 8 up to 256. */
   readonly headDim: number
   /**
-   * Per layer the output projection W_O as `o_proj.weight` [D, H * d], float32, float16 or bfloat16, with any strides. They
-   * are read before `ready` is fulfilled and may go afterwards. Policies that look at ||v W|| need them.
+   * Per layer the output projection W_O as `o_proj.weight` [D, H * d], float32, float16 or bfloat16, with any strides. Policies
+   * that look at ||v W|| need them. The model holds on to them: those with projected l1 norms (`criticalkv`) read them again.
    */
   readonly outputProjections?: readonly Tensor[] | undefined
   /** Of the logits. Default (and 0): 1 / sqrt(d). */
@@ -33,6 +33,8 @@ export interface ModelDescription {
 
 /** The handle of a model; throws `DISPOSED`, or `INVALID_ARGUMENT` for what is none. */
 export let handleOfModel: (model: AttentionModel) => NativeHandle
+/** The output projections as native code reads them; throws `DISPOSED` or `DETACHED` where their memory is gone. */
+export let projectionsOf: (model: AttentionModel) => readonly ArrayBufferView[]
 
 /**
  * What laprox needs to know of a model: shapes, how its logits become attention, and factors of its output projections,
@@ -54,6 +56,7 @@ export class AttentionModel implements Disposable {
    */
   readonly ready: Promise<void>
   readonly #handle: NativeHandle
+  readonly #projections: readonly Tensor[]
   #disposed = false
 
   private constructor(device: Device, description: ModelDescription) {
@@ -68,6 +71,7 @@ export class AttentionModel implements Disposable {
     if (this.queryHeads % this.kvHeads !== 0) throw wrong('queryHeads', this.queryHeads, `a multiple of kvHeads, ${this.kvHeads}`)
     this.projected = description.outputProjections !== undefined
     const { numbers, buffers } = encode(this, description)
+    this.#projections = description.outputProjections?.slice() ?? []
     this.#handle = {}
     const created = native().createModel(deviceHandle, numbers, [this.#handle, undefined, undefined, ...buffers])
     this.ready = created.then(() => undefined)
@@ -82,6 +86,7 @@ export class AttentionModel implements Disposable {
       handleOf(model.device)
       return model.#handle
     }
+    projectionsOf = (model) => model.#projections.map(({ data }) => data)
   }
 
   /**
@@ -151,7 +156,8 @@ function perLayer<T>(given: PerLayer<T> | undefined, at: string, layers: number,
     const value = given === undefined ? none : check(given, at)
     return Array<T>(layers).fill(value)
   }
-  if (given.length !== layers) throw new LaproxError('INVALID_ARGUMENT', `${at} has ${given.length} values; expected one, or one per layer, ${layers}`)
+  if (given.length !== layers)
+    throw new LaproxError('INVALID_ARGUMENT', `${at} has ${given.length} values; expected one, or one per layer, ${layers}`)
   return Array.from(given as readonly T[], (value, i) => check(value, `${at}[${i}]`))
 }
 

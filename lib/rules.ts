@@ -7,6 +7,8 @@ export interface Rules {
   readonly select: Float64Array
   /** Whether the score looks at queries. */
   readonly needsWindow: boolean
+  /** Whether the score reads the output projections themselves, not only their factors. */
+  readonly readsProjections: boolean
 }
 
 // The enumerators of laprox.h.
@@ -40,8 +42,7 @@ function translate(policy: Policy): Rules {
   const { score, budget, pooling } = policy
   const weights = policy.layerWeights ?? []
   const factored = score.statistic === 'factored' ? score : undefined
-  const [kind, ratio, amount] =
-    'ratio' in budget ? [0, budget.ratio, 0] : 'entries' in budget ? [1, 0, budget.entries] : [2, 0, budget.bytes]
+  const [kind, ratio, amount] = 'ratio' in budget ? [0, budget.ratio, 0] : 'entries' in budget ? [1, 0, budget.entries] : [2, 0, budget.bytes]
   return {
     policy,
     score: Float64Array.of(
@@ -71,7 +72,7 @@ function translate(policy: Policy): Rules {
       policy.pinned.length,
       ...policy.pinned.flat(),
     ),
-    needsWindow:
-      factored === undefined ? ['joint', 'bound', 'removal'].includes(score.statistic) : factored.attention !== 'none',
+    readsProjections: factored?.value === 'projected-l1',
+    needsWindow: factored === undefined ? ['joint', 'bound', 'removal'].includes(score.statistic) : factored.attention !== 'none',
   }
 }

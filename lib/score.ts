@@ -3,7 +3,7 @@ import { type CallOptions, call, type Hooks } from './call.js'
 import { allocate, integer, object, wrong } from './check.js'
 import { type Device, handleOf } from './device.js'
 import { LaproxError } from './errors.js'
-import { type AttentionModel, handleOfModel } from './model.js'
+import { type AttentionModel, handleOfModel, projectionsOf } from './model.js'
 import { type NativeHandle, native, type Section } from './native.js'
 import type { Policy } from './policy.js'
 import { type Rules, rulesOf } from './rules.js'
@@ -173,12 +173,12 @@ function inside(index: number, size: number): boolean {
 export function checkArray<T extends Float32Array | Int32Array>(
   array: T,
   at: string,
-  constructor: { new (): T; readonly name: string },
+  type: { new (): T; readonly name: string },
   count: number,
 ): void {
   const { resizable, growable } = (array?.buffer ?? {}) as { readonly resizable?: boolean; readonly growable?: boolean }
-  if (!(array instanceof constructor) || array.length !== count || resizable || growable) {
-    throw wrong(at, array, `a ${constructor.name} of ${count} numbers over a buffer of fixed length`)
+  if (!(array instanceof type) || array.length !== count || resizable || growable) {
+    throw wrong(at, array, `${type.name}(${count}) over a buffer of fixed length`)
   }
 }
 
@@ -212,9 +212,15 @@ export function scoreInputs(model: AttentionModel, cache: KvCache, window: Windo
     model: handle,
     state,
     cache: section,
-    window: windowSection(window, rules.policy.window, rules.needsWindow, model, state),
+    window: holding(windowSection(window, rules.policy.window, rules.needsWindow, model, state), rules.readsProjections ? projectionsOf(model) : []),
     rules,
   }
+}
+
+/** A section with typed arrays that its numbers do not name: held, and looked at again at the end, like the others. */
+function holding({ numbers, buffers }: Section, more: readonly ArrayBufferView[]): Section {
+  if (more.length === 0) return { numbers, buffers }
+  return { numbers: Float64Array.from(numbers, (value, i) => (i === 0 ? value + more.length : value)), buffers: [...buffers, ...more] }
 }
 
 function checkWeights({ layerWeights }: Policy, layers: number): void {
@@ -231,13 +237,7 @@ function checkWeights({ layerWeights }: Policy, layers: number): void {
  * @throws LaproxError (as a rejection) `INVALID_ARGUMENT`, `OUT_OF_BOUNDS`, `UNSUPPORTED` for a policy that needs projections which
  *   the model lacks, `OUT_OF_MEMORY`, `NON_FINITE`, `DISPOSED`, `DETACHED`, `DEVICE_MISMATCH`, `ABORTED`
  */
-export async function score(
-  model: AttentionModel,
-  cache: KvCache,
-  window: Window | null,
-  policy: Policy,
-  options?: CallOptions,
-): Promise<Scores> {
+export async function score(model: AttentionModel, cache: KvCache, window: Window | null, policy: Policy, options?: CallOptions): Promise<Scores> {
   const inputs = scoreInputs(model, cache, window, policy)
   return call(inputs.device, options, (hooks) => startScore(inputs, hooks))
 }
@@ -256,12 +256,5 @@ export function startScore({ model, state, cache, window, rules }: ScoreInputs, 
     seconds,
   })
   const outputs = [data, positions ?? noPositions, seconds]
-  return native().score(model, cache.numbers, window.numbers, rules.score, [
-    scores,
-    progress,
-    flag,
-    ...cache.buffers,
-    ...window.buffers,
-    ...outputs,
-  ])
+  return native().score(model, cache.numbers, window.numbers, rules.score, [scores, progress, flag, ...cache.buffers, ...window.buffers, ...outputs])
 }

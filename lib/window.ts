@@ -21,13 +21,7 @@ export interface Window {
 const none: Section = { numbers: Float64Array.of(0, 0), buffers: [] }
 
 /** A window for native code: the last `rows` queries. */
-export function windowSection(
-  window: Window | null | undefined,
-  rows: number,
-  needed: boolean,
-  model: AttentionModel,
-  cache: CacheState,
-): Section {
+export function windowSection(window: Window | null | undefined, rows: number, needed: boolean, model: AttentionModel, cache: CacheState): Section {
   if (!needed) return none
   object(window, 'window', 'an object with queries, which this policy looks at')
   const { queries, logSumExp, logSumExpBase = 'e' } = window!
@@ -39,7 +33,10 @@ export function windowSection(
   const longest = cache.contextLengths === undefined || cache.positions === undefined ? max(cache.lengths) : max(cache.contextLengths)
   const used = Math.min(rows, given)
   if (used < Math.min(rows, longest) || used < 1) {
-    throw new LaproxError('INVALID_ARGUMENT', `queries have ${given} rows; expected the last ${Math.min(rows, Math.max(longest, 1))} queries, the policy's window`)
+    throw new LaproxError(
+      'INVALID_ARGUMENT',
+      `queries have ${given} rows; expected the last ${Math.min(rows, Math.max(longest, 1))} queries, the policy's window`,
+    )
   }
   const dims = [model.queryHeads, given]
   if (batched) dims.unshift(cache.sequences)

@@ -28,6 +28,7 @@ afterAll(() => device.dispose())
 const NO_LSE = { givenBase: undefined } as unknown as Partial<Shape>
 
 interface Setting {
+  readonly on: Device
   readonly problem: Problem
   readonly shape: Shape
   readonly model: AttentionModel
@@ -35,12 +36,13 @@ interface Setting {
   readonly window: Window
 }
 
-function setUp(problem: Problem, shape: Shape, layout: Layout = { kind: 'contiguous' }, valueNorms = false): Setting {
+function setUp(problem: Problem, shape: Shape, layout: Layout = { kind: 'contiguous' }, valueNorms = false, on = device): Setting {
   return {
+    on,
     problem,
     shape,
-    model: buildModel(device, problem, shape.type),
-    cache: buildCache(device, problem, shape.type, layout, new Random(9), { positions: shape.positions, valueNorms }),
+    model: buildModel(on, problem, shape.type),
+    cache: buildCache(on, problem, shape.type, layout, new Random(9), { positions: shape.positions, valueNorms }),
     window: buildWindow(problem, shape.type, shape.givenBase),
   }
 }
@@ -82,9 +84,21 @@ const scoresOf = ({ model, cache, window, shape }: Setting, rule: Rule, layerWei
     ...(layerWeights === undefined ? {} : { layerWeights }),
   })
 
+/** Scores depend on the score rule alone: those of a setting are computed once for all policies that share it. */
+async function rememberedScores(setting: Setting, policy: Policy): Promise<Scores> {
+  const key = JSON.stringify([policy.score, policy.layerWeights])
+  const known = remembered.get(setting) ?? new Map<string, Promise<Scores>>()
+  remembered.set(setting, known)
+  const scores = known.get(key) ?? scoresOf(setting, policy.score, policy.layerWeights)
+  known.set(key, scores)
+  return scores
+}
+
+const remembered = new WeakMap<Setting, Map<string, Promise<Scores>>>()
+
 /** The pruned selection is, to the bit, that of all exact scores. Returns its report. */
-async function expectSameSelection(setting: Setting, policy: Policy, scores?: Scores) {
-  const ranked = await select(scores ?? (await scoresOf(setting, policy.score, policy.layerWeights)), policy, { device })
+async function expectSameSelection(setting: Setting, policy: Policy) {
+  const ranked = await select(await rememberedScores(setting, policy), policy, { device: setting.on })
   const pruned = await selectFrom(setting.model, setting.cache, setting.window, policy)
   expect(pruned.tokens).toEqual(ranked.tokens)
   expect([...pruned.offsets]).toEqual([...ranked.offsets])
@@ -154,10 +168,10 @@ describe('the pruned selection', () => {
     await expectSameSelection(large(3, 5), policy)
   })
 
-  const PEAKED = large(4, 6)
+  const PEAKED = large(4, 6, { coherence: 0.95 })
   const POOLINGS = [{ kind: 'none' }, { kind: 'max', width: 7 }] as const
 
-  it.each([1.5, 2, 3, 6, 12, 40, 200, 1000])('foresees what no sample does: keys %i times as large', async (size) => {
+  it.each([2, 6, 40, 1000])('foresees what no sample does: keys %i times as large', async (size) => {
     const random = new Random(size)
     const { problem, shape } = PEAKED
     // In two heads of twelve, so that bounds still pay.
@@ -177,7 +191,7 @@ describe('the pruned selection', () => {
     }
   })
 
-  it.each([10, 20, 30, 40, 45, 50, 60, 80, 100])('holds where one token leaves the others exp(-%i) of the attention', async (gap) => {
+  it.each([10, 30, 45, 60, 100])('holds where one token leaves the others exp(-%i) of the attention', async (gap) => {
     const { problem, shape } = PEAKED
     const places = [PLACES[6]!]
     // In one head all queries share one large component, which only token 0 has: logits are 0.25 <q, k>.
@@ -239,11 +253,35 @@ describe('the pruned selection', () => {
     for (const [seed, layout] of OWN_LENGTH_LAYOUTS.entries()) {
       const random = new Random(seed)
       const lengths = ownLengths(random, 3, 2, 2, 2500)
-      const shape = drawShape(random, { layers: 3, sequences: 2, kvHeads: 2, groupSize: 3, headDim: 8, rows: 16, spread: 6, coherence: 0.7, lengths, positions: true, slidingWindows: [] })
+      const shape = drawShape(random, {
+        layers: 3,
+        sequences: 2,
+        kvHeads: 2,
+        groupSize: 3,
+        headDim: 8,
+        rows: 16,
+        spread: 6,
+        coherence: 0.7,
+        lengths,
+        positions: true,
+        slidingWindows: [],
+      })
       const setting = setUp(makeProblem(random, shape), shape, layout, seed % 2 === 0)
       await expectSameSelection(setting, laprox({ recent: 4 }))
       await expectSameSelection(setting, laprox({ recent: 4, pooling: { kind: 'none' } }))
     }
+  })
+
+  it.each(['baseline', 'avx2', 'avx512'] as const)('holds with the %s instructions', async (instructionSet) => {
+    const on = await Device.open('cpu', { threads: 2, instructionSet }).catch(() => undefined)
+    if (on === undefined) return
+    const { problem, shape } = PEAKED
+    const setting = setUp(problem, shape, { kind: 'HND', pageSize: 64 }, false, on)
+    for (const pooling of POOLINGS) {
+      expect((await expectSameSelection(setting, laprox({ pooling }))).path).toBe('pruned')
+      await expectSameSelection(setting, laprox({ pooling, scope: 'layer', floor: 0.2, score: { statistic: 'bound' } }))
+    }
+    on.dispose()
   })
 
   it('holds on random geometry and policies', async () => {

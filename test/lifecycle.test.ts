@@ -189,7 +189,12 @@ describe('an aborted signal', () => {
     const waiting = evict(model, cache, window, policy, { signal: controller.signal })
     const settled: string[] = []
     const note = (name: string) => () => void settled.push(name)
-    for (const [name, call] of [['running', running], ['other', other], ['waiting', waiting]] as const) call.then(note(name), note(name))
+    for (const [name, call] of [
+      ['running', running],
+      ['other', other],
+      ['waiting', waiting],
+    ] as const)
+      call.then(note(name), note(name))
     await new Promise((resolve) => setTimeout(resolve, whole / 10))
     const start = performance.now()
     controller.abort(reason)
@@ -238,7 +243,8 @@ describe('progress', () => {
 describe('a buffer that is detached', () => {
   const detached = { name: 'LaproxError', code: 'DETACHED' }
   /** Keeps the memory: what native code still reads must not go. */
-  const transfer = (array: { readonly buffer: ArrayBufferLike }): unknown => structuredClone(array.buffer, { transfer: [array.buffer as ArrayBuffer] })
+  const transfer = (array: { readonly buffer: ArrayBufferLike }): unknown =>
+    structuredClone(array.buffer, { transfer: [array.buffer as ArrayBuffer] })
 
   it('while a call runs fails that call and all later ones', async () => {
     const { device, model, cache, window, keys, policy } = await setUp(LONG)

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, it } from 'vitest'
-import { AttentionModel, Device, type KvCache, type Policy, policies, type Scores, score, type Window } from '../lib/index.js'
+import { AttentionModel, Device, type KvCache, type Policy, policies, type Scores, score, Tensor, type Window } from '../lib/index.js'
 import type { Problem } from './oracle/problem.js'
 import { buildCache, buildModel, buildWindow, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
 import { expectSameBits, expectScores, segmentsOf } from './support/compare.js'
@@ -304,6 +304,20 @@ describe('scores', () => {
     )
     const rule: Rule = { statistic: 'factored', attention: 'none', value: 'projected-l2', aggregation: 'rss' }
     expect(Math.min(...(await score(model, cache, window, policyFor(rule, shape.rows))).data)).toBeGreaterThan(0)
+  })
+
+  it('by ||v W||_1 are refused where the projection has been detached since', async () => {
+    const random = new Random(46)
+    const shape = drawShape(random, { layers: 1, sequences: 1, kvHeads: 1, groupSize: 2, lengths: [20], type: 'float32' })
+    const problem = makeProblem(random, shape)
+    const { cache, window } = build(problem, shape, { kind: 'contiguous' }, random)
+    const { queryHeads, kvHeads, headDim, modelDim } = problem
+    const weights = new Tensor('float32', new Float32Array(modelDim * queryHeads * headDim).fill(1), [modelDim, queryHeads * headDim])
+    const model = AttentionModel.create(device, { layers: 1, queryHeads, kvHeads, headDim, outputProjections: [weights] })
+    await model.ready
+    structuredClone(weights.data, { transfer: [weights.data.buffer as ArrayBuffer] })
+    const rule: Rule = { statistic: 'factored', attention: 'mean', value: 'projected-l1', aggregation: 'mean' }
+    await expect(score(model, cache, window, policyFor(rule, shape.rows))).rejects.toMatchObject({ code: 'DETACHED' })
   })
 
   it('need the projection only where the statistic is projected', async () => {

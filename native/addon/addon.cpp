@@ -23,9 +23,7 @@ template <Napi::Value (*body)(const Napi::CallbackInfo&)>
 Napi::Value guarded(const Napi::CallbackInfo& info) {
   try {
     return body(info);
-  } catch (const Napi::Error&) {
-    throw;
-  } catch (...) {
+  } catch (const Napi::Error&) { throw; } catch (...) {
     const napi_value error = Environment::of(info).error(failure_of(std::current_exception()));
     if (error != nullptr) napi_throw(info.Env(), error);
     return {};

@@ -34,8 +34,7 @@ std::byte* inside(const Buffer& buffer, napi_typedarray_type type, int64_t offse
 int64_t extent(int64_t size0, int64_t stride0, int64_t size1, int64_t stride1, int64_t run) {
   int64_t first, second, sum;
   if (stride0 < 0 || stride1 < 0 || run < 0 || __builtin_mul_overflow(size0 - 1, stride0, &first) ||
-      __builtin_mul_overflow(size1 - 1, stride1, &second) || __builtin_add_overflow(first, second, &sum) ||
-      __builtin_add_overflow(sum, run, &sum))
+      __builtin_mul_overflow(size1 - 1, stride1, &second) || __builtin_add_overflow(first, second, &sum) || __builtin_add_overflow(sum, run, &sum))
     fail("OUT_OF_BOUNDS", "strides %" PRId64 " and %" PRId64 " leave every buffer", stride0, stride1);
   return sum;
 }
@@ -98,8 +97,7 @@ int32_t Section::int32() {
 const Buffer* Section::buffer() {
   const int64_t index = integer();
   if (index == -1) return nullptr;
-  if (index < 0 || static_cast<size_t>(index) >= count_)
-    fail("INVALID_ARGUMENT", "buffer %" PRId64 " of a section that has %zu", index, count_);
+  if (index < 0 || static_cast<size_t>(index) >= count_) fail("INVALID_ARGUMENT", "buffer %" PRId64 " of a section that has %zu", index, count_);
   return &buffers_[first_ + static_cast<size_t>(index)];
 }
 
@@ -180,15 +178,15 @@ CacheArguments::CacheArguments(Section section) {
     layer.table_sequence_stride = section.integer();
     layer.table_head_stride = section.integer();
     if (table != nullptr)
-      layer.page_table = elements<int32_t>(*table, table_offset,
-                                           extent(desc_.sequences, layer.table_sequence_stride, desc_.kv_heads, layer.table_head_stride, layer.pages_per_row));
+      layer.page_table = elements<int32_t>(
+          *table, table_offset, extent(desc_.sequences, layer.table_sequence_stride, desc_.kv_heads, layer.table_head_stride, layer.pages_per_row));
     const Buffer* lengths = section.buffer();
     if (lengths == nullptr) fail("INVALID_ARGUMENT", "layer %d of a cache has no lengths", i);
     const int64_t lengths_offset = section.integer();
     layer.length_sequence_stride = section.integer();
     layer.length_head_stride = section.integer();
-    layer.lengths =
-        elements<int32_t>(*lengths, lengths_offset, extent(desc_.sequences, layer.length_sequence_stride, desc_.kv_heads, layer.length_head_stride, 1));
+    layer.lengths = elements<int32_t>(*lengths, lengths_offset,
+                                      extent(desc_.sequences, layer.length_sequence_stride, desc_.kv_heads, layer.length_head_stride, 1));
     layers_.push_back(layer);
   }
   desc_.layer = layers_.data();
@@ -198,8 +196,8 @@ void CacheArguments::copy_tables() {
   std::map<const int32_t*, size_t> copies;
   for (lpx_cache_layer& layer : layers_) {
     if (layer.page_table == nullptr) continue;
-    const auto count = static_cast<size_t>(
-        extent(desc_.sequences, layer.table_sequence_stride, desc_.kv_heads, layer.table_head_stride, layer.pages_per_row));
+    const auto count =
+        static_cast<size_t>(extent(desc_.sequences, layer.table_sequence_stride, desc_.kv_heads, layer.table_head_stride, layer.pages_per_row));
     const auto found = copies.find(layer.page_table);
     if (found == copies.end() || tables_[found->second].size() < count) {
       copies[layer.page_table] = tables_.size();

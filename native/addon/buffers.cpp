@@ -29,8 +29,7 @@ Buffer buffer_of(napi_env env, napi_value value) noexcept {
   size_t length = 0;
   void* data = nullptr;
   // Fails for whatever is no typed array.
-  if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok || data == nullptr)
-    return {nothing, 0, type};
+  if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok || data == nullptr) return {nothing, 0, type};
   return {static_cast<std::byte*>(data), static_cast<int64_t>(length) * element_bytes(type), type};
 }
 

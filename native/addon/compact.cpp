@@ -30,7 +30,8 @@ class SelectionArguments {
     for (int64_t i = 0; i <= segments_; ++i) {
       const double offset = given_offsets_[i];
       if (!(offset >= 0 && offset <= static_cast<double>(given_count_)))
-        fail("OUT_OF_BOUNDS", "selection.offsets[%lld] is %g; expected 0 to %lld", static_cast<long long>(i), offset, static_cast<long long>(given_count_));
+        fail("OUT_OF_BOUNDS", "selection.offsets[%lld] is %g; expected 0 to %lld", static_cast<long long>(i), offset,
+             static_cast<long long>(given_count_));
       offsets_.push_back(static_cast<int64_t>(offset));
     }
     desc.size = sizeof desc;
@@ -49,7 +50,6 @@ class SelectionArguments {
   std::vector<int32_t> tokens_;
   std::vector<int64_t> offsets_;
 };
-
 
 class CompactJob : public Job {
  public:
@@ -129,8 +129,6 @@ class CompactJob : public Job {
 
 // (device, cache, selection, target, held); after the sections' buffers: [seconds, ...page counts], and page ids: the page
 // table of new pages, or the pages that an in-place compaction frees.
-Napi::Value compact(const Napi::CallbackInfo& info) {
-  return submit(std::make_unique<CompactJob>(info, unwrap<Device>(info[0])));
-}
+Napi::Value compact(const Napi::CallbackInfo& info) { return submit(std::make_unique<CompactJob>(info, unwrap<Device>(info[0]))); }
 
 }  // namespace laprox::addon

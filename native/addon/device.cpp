@@ -1,27 +1,12 @@
 #include "addon/device.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 #include "addon/arguments.hpp"
 #include "addon/handle.hpp"
 #include "addon/job.hpp"
 
 namespace laprox::addon {
-namespace {
-
-constexpr auto kStayAwake = std::chrono::microseconds(50);
-
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-}  // namespace
-
 Device::Device(Environment& environment, const lpx_device_options& options)
     : environment_(environment), options_(options), thread_(&Device::work, this) {}
 
@@ -35,7 +20,6 @@ void Device::submit(std::unique_ptr<Job> job) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (disposed()) fail("DISPOSED", "the device was used after its disposal");
     queue_.push_back(std::move(job));
-    called_.store(true, std::memory_order_relaxed);
   }
   environment_.begin_job();
   changed_.notify_one();
@@ -59,7 +43,6 @@ void Device::dispose() noexcept {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     disposed_ = true;
-    called_.store(true, std::memory_order_relaxed);
   }
   changed_.notify_one();
 }
@@ -80,8 +63,7 @@ void Device::discard(lpx_model* model) noexcept {
       discarded_.push_back(model);
       model = nullptr;
     }
-  } catch (const std::bad_alloc&) {
-  }
+  } catch (const std::bad_alloc&) {}
   if (model != nullptr) lpx_model_destroy(model);
   changed_.notify_one();
 }
@@ -94,17 +76,6 @@ lpx_status Device::open() {
   }
   info_.size = sizeof info_;
   return lpx_get_device_info(handle_, &info_);
-}
-
-// Whoever makes one short call after another comes back soon. Waiting awake spares the JavaScript thread the waking of this
-// one, which is a large part of what such a call costs there.
-void Device::stay_awake(std::unique_lock<std::mutex>& lock) {
-  if (disposed() || !queue_.empty() || !discarded_.empty()) return;
-  called_.store(false, std::memory_order_relaxed);
-  lock.unlock();
-  const auto end = std::chrono::steady_clock::now() + kStayAwake;
-  while (!called_.load(std::memory_order_relaxed) && std::chrono::steady_clock::now() < end) pause();
-  lock.lock();
 }
 
 void Device::work() noexcept {
@@ -128,7 +99,6 @@ void Device::work() noexcept {
       environment_.post({Event::kFinished, job.release(), nullptr});
     }
     lock.lock();
-    stay_awake(lock);
   }
   ended_ = true;
   lock.unlock();

@@ -47,14 +47,12 @@ class Device {
 
  private:
   void work() noexcept;
-  void stay_awake(std::unique_lock<std::mutex>& lock);
 
   Environment& environment_;
   const lpx_device_options options_;
   lpx_device_info info_{};
   lpx_device* handle_ = nullptr;
   std::atomic<bool> cancelled_ = false;
-  std::atomic<bool> called_ = false;  // there may be something to do since it was last reset
 
   std::mutex mutex_;
   std::condition_variable changed_;

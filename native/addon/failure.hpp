@@ -42,13 +42,9 @@ inline void check(lpx_status status) {
 inline Failure failure_of(const std::exception_ptr& thrown) {
   try {
     std::rethrow_exception(thrown);
-  } catch (const Failure& failure) {
-    return failure;
-  } catch (const std::bad_alloc&) {
+  } catch (const Failure& failure) { return failure; } catch (const std::bad_alloc&) {
     return {"OUT_OF_MEMORY", "the host has not enough memory for this call"};
-  } catch (const std::exception& error) {
-    return {"INTERNAL", error.what()};
-  } catch (...) {
+  } catch (const std::exception& error) { return {"INTERNAL", error.what()}; } catch (...) {
     return {"INTERNAL", "an unknown exception"};
   }
 }

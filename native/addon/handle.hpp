@@ -18,7 +18,7 @@ void wrap(Napi::Object object, std::shared_ptr<T> value) {
   };
   object.TypeTag(&T::kTag);
   if (napi_wrap(object.Env(), object, owner.get(), finalize, nullptr, nullptr) != napi_ok) throw Napi::Error::New(object.Env());
-  owner.release();
+  static_cast<void>(owner.release());
 }
 
 template <typename T>

@@ -11,16 +11,14 @@ constexpr auto kReportEvery = std::chrono::milliseconds(50);
 
 }  // namespace
 
-Job::Job(std::shared_ptr<Device> device, Napi::Value held)
-    : device_(std::move(device)), env_(held.Env()), buffers_(held, kFirstBuffer) {
+Job::Job(std::shared_ptr<Device> device, Napi::Value held) : device_(std::move(device)), env_(held.Env()), buffers_(held, kFirstBuffer) {
   if (device_->disposed()) fail("DISPOSED", "the device was used after its disposal");
   call_.size = sizeof call_;
   call_.progress = on_progress;
   call_.user = this;
   napi_value progress, flag;
   napi_valuetype type;
-  if (napi_get_element(env_, held, kProgress, &progress) == napi_ok && napi_typeof(env_, progress, &type) == napi_ok &&
-      type == napi_function) {
+  if (napi_get_element(env_, held, kProgress, &progress) == napi_ok && napi_typeof(env_, progress, &type) == napi_ok && type == napi_function) {
     reports_progress_ = true;
     next_report_ = std::chrono::steady_clock::now() + kReportEvery;
   }
@@ -50,9 +48,7 @@ void Job::execute() noexcept {
   try {
     if (cancelled()) fail("ABORTED", "the call was aborted before it began");
     check(run());
-  } catch (...) {
-    thrown_ = std::current_exception();
-  }
+  } catch (...) { thrown_ = std::current_exception(); }
 }
 
 // From here on the environment may be ending: statuses are looked at, but nothing is thrown.
@@ -60,8 +56,8 @@ void Job::settle() noexcept {
   napi_value held, value;
   if (deferred_ == nullptr || napi_get_reference_value(env_, held_, &held) != napi_ok) return;
   if (thrown_ == nullptr && !buffers_.attached(env_, held, section_buffers_))
-    thrown_ = std::make_exception_ptr(Failure(
-        "DETACHED", "a buffer of the call was detached (it was transferred elsewhere) while the call ran; its results are not valid"));
+    thrown_ = std::make_exception_ptr(
+        Failure("DETACHED", "a buffer of the call was detached (it was transferred elsewhere) while the call ran; its results are not valid"));
   if (thrown_ == nullptr) {
     if (napi_get_element(env_, held, kResult, &value) == napi_ok) napi_resolve_deferred(env_, deferred_, value);
   } else {

@@ -53,9 +53,7 @@ class CreateModelJob : public Job {
 }  // namespace
 
 // (device, model section, held); held[0] becomes the model's handle, and calls may use it at once.
-Napi::Value create_model(const Napi::CallbackInfo& info) {
-  return submit(std::make_unique<CreateModelJob>(info, unwrap<Device>(info[0])));
-}
+Napi::Value create_model(const Napi::CallbackInfo& info) { return submit(std::make_unique<CreateModelJob>(info, unwrap<Device>(info[0]))); }
 
 // (model)
 Napi::Value close_model(const Napi::CallbackInfo& info) {

@@ -88,8 +88,6 @@ class ScoreJob : public Job {
 }  // namespace
 
 // (model, cache, window, score rule, held); after the sections' buffers: scores, positions (or an empty array), seconds.
-Napi::Value score(const Napi::CallbackInfo& info) {
-  return submit(std::make_unique<ScoreJob>(info, unwrap<Model>(info[0])));
-}
+Napi::Value score(const Napi::CallbackInfo& info) { return submit(std::make_unique<ScoreJob>(info, unwrap<Model>(info[0]))); }
 
 }  // namespace laprox::addon

@@ -166,13 +166,9 @@ class SelectCacheJob : public SelectionJob {
 }  // namespace
 
 // (device, scores, select rule, held, reserve); reserve pushes tokens and table.
-Napi::Value select(const Napi::CallbackInfo& info) {
-  return submit(std::make_unique<SelectJob>(info, unwrap<Device>(info[0])));
-}
+Napi::Value select(const Napi::CallbackInfo& info) { return submit(std::make_unique<SelectJob>(info, unwrap<Device>(info[0]))); }
 
 // (model, cache, window, score rule, select rule, held, reserve); reserve pushes tokens and table.
-Napi::Value select_cache(const Napi::CallbackInfo& info) {
-  return submit(std::make_unique<SelectCacheJob>(info, unwrap<Model>(info[0])));
-}
+Napi::Value select_cache(const Napi::CallbackInfo& info) { return submit(std::make_unique<SelectCacheJob>(info, unwrap<Model>(info[0]))); }
 
 }  // namespace laprox::addon

@@ -45,7 +45,7 @@ export function attention(arithmetic: Arithmetic, problem: Problem, layer: Layer
       largest = Math.max(largest, logit)
     }
 
-    const given = layer.logSumExp?.[sequence]?.[queryHead * rows + q]!
+    const given = layer.logSumExp?.[sequence]?.[queryHead * rows + q]
     if (given !== undefined) {
       logSumExp[q] = given
       for (let i = 0; i < n; i++) {
@@ -59,8 +59,7 @@ export function attention(arithmetic: Arithmetic, problem: Problem, layer: Layer
       const lse = round(largest + round(Math.log(sum)))
       logSumExp[q] = lse
       for (let i = 0; i < n; i++) {
-        weights[q * n + i] =
-          arithmetic.softmax === 'quotient' ? round(exponentials[i]! / sum) : round(Math.exp(round(logits[i]! - lse)))
+        weights[q * n + i] = arithmetic.softmax === 'quotient' ? round(exponentials[i]! / sum) : round(Math.exp(round(logits[i]! - lse)))
       }
     }
 

@@ -6,21 +6,23 @@ import type { Layer, Problem, Segment } from './problem.js'
 export function compacted(problem: Problem, kept: readonly (readonly number[])[]): Problem {
   const { headDim } = problem
   const perLayer = problem.sequences * problem.kvHeads
-  const layers = problem.layers.map((layer, l): Layer => ({
-    ...layer,
-    segments: layer.segments.map((segment, at): Segment => {
-      const tokens = kept[l * perLayer + at]!
-      const rows = (matrix: Float64Array): Float64Array =>
-        Float64Array.from(tokens.flatMap((t) => [...matrix.subarray(t * headDim, (t + 1) * headDim)]))
-      return {
-        length: tokens.length,
-        keys: rows(segment.keys),
-        values: rows(segment.values),
-        positions: Int32Array.from(tokens, (t) => segment.positions[t]!),
-        contextLength: segment.contextLength,
-      }
+  const layers = problem.layers.map(
+    (layer, l): Layer => ({
+      ...layer,
+      segments: layer.segments.map((segment, at): Segment => {
+        const tokens = kept[l * perLayer + at]!
+        const rows = (matrix: Float64Array): Float64Array =>
+          Float64Array.from(tokens.flatMap((t) => [...matrix.subarray(t * headDim, (t + 1) * headDim)]))
+        return {
+          length: tokens.length,
+          keys: rows(segment.keys),
+          values: rows(segment.values),
+          positions: Int32Array.from(tokens, (t) => segment.positions[t]!),
+          contextLength: segment.contextLength,
+        }
+      }),
     }),
-  }))
+  )
   return { ...problem, layers }
 }
 

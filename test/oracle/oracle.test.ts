@@ -65,7 +65,10 @@ describe('the oracle, by hand', () => {
     expectClose(weightsOf(tiny(keys, keys, [1], { slidingWindow: 2 })), [0, 0.4, 0.6])
     const capped = [0, Math.tanh(Math.log(2)), Math.tanh(Math.log(3))].map(Math.exp)
     const total = capped.reduce((sum, x) => sum + x, 0)
-    expectClose(weightsOf(tiny(keys, keys, [1], { softCap: 1 })), capped.map((x) => x / total))
+    expectClose(
+      weightsOf(tiny(keys, keys, [1], { softCap: 1 })),
+      capped.map((x) => x / total),
+    )
   })
 
   it('takes a given log-sum-exp instead of its own', () => {
@@ -105,7 +108,7 @@ describe('the oracle, by identities', () => {
     return makeProblem(random, drawShape(random, { type: 'float32' }))
   })
 
-  it('joint equals the Gram form sqrt(sum over h, h\' of <a_h, a_h\'> (v M_hh\' v^T))', () => {
+  it("joint equals the Gram form sqrt(sum over h, h' of <a_h, a_h'> (v M_hh' v^T))", () => {
     for (const problem of problems) {
       const direct = scores(float64, problem, { statistic: 'joint' })
       for (const [at, gram] of gramJoint(problem).entries()) {
@@ -145,8 +148,7 @@ describe('the oracle, by identities', () => {
     const expected = scores(float64, plain, { statistic: 'removal' })[0]!
     for (let i = 0; i < 5; i++) {
       const rows = [...Array(segment.length).keys()].filter((t) => t !== i)
-      const pickRows = (matrix: Float64Array): Float64Array =>
-        Float64Array.from(rows.flatMap((t) => [...matrix.subarray(t * 8, (t + 1) * 8)]))
+      const pickRows = (matrix: Float64Array): Float64Array => Float64Array.from(rows.flatMap((t) => [...matrix.subarray(t * 8, (t + 1) * 8)]))
       const without = {
         ...segment,
         length: segment.length - 1,
@@ -196,7 +198,18 @@ describe('the oracle selects', () => {
   })
 
   it('the largest scores, the smaller (layer, head, token) first', () => {
-    expect(select(ranking([[1, 5, 1], [5, 1, 1]], 2), policy).kept).toEqual([[0, 1], [0]])
+    expect(
+      select(
+        ranking(
+          [
+            [1, 5, 1],
+            [5, 1, 1],
+          ],
+          2,
+        ),
+        policy,
+      ).kept,
+    ).toEqual([[0, 1], [0]])
   })
 
   it('maxima of neighbours, truncated at the ends', () => {
@@ -204,9 +217,18 @@ describe('the oracle selects', () => {
   })
 
   it('within each scope its share', () => {
-    const two = ranking([[1, 2, 3, 4], [5, 6, 7, 8]], 2)
+    const two = ranking(
+      [
+        [1, 2, 3, 4],
+        [5, 6, 7, 8],
+      ],
+      2,
+    )
     expect(select(two, { ...policy, budget: { ratio: 0.5 } }).kept).toEqual([[], [0, 1, 2, 3]])
-    expect(select(two, { ...policy, budget: { ratio: 0.5 }, scope: 'layer' }).kept).toEqual([[2, 3], [2, 3]])
+    expect(select(two, { ...policy, budget: { ratio: 0.5 }, scope: 'layer' }).kept).toEqual([
+      [2, 3],
+      [2, 3],
+    ])
     expect(select(two, { ...policy, budget: { ratio: 0.5 }, floor: 0.5 }).kept).toEqual([[3], [1, 2, 3]])
     expect(select(two, { ...policy, budget: { entries: 3 }, scope: 'head' }).kept).toEqual([[2, 3], [3]])
     expect(select(two, { ...policy, budget: { ratio: 0.5 }, sinks: 1 }).kept).toEqual([[0], [0, 2, 3]])
@@ -226,13 +248,7 @@ function gramJoint(problem: Problem): number[][] {
       for (const [x, h] of heads.entries()) {
         for (const [y, k] of heads.entries()) {
           const gram = Float64Array.from({ length: d * d }, (_, ab) =>
-            float64.dot(
-              layer.projection,
-              (h * d + Math.floor(ab / d)) * modelDim,
-              layer.projection,
-              (k * d + (ab % d)) * modelDim,
-              modelDim,
-            ),
+            float64.dot(layer.projection, (h * d + Math.floor(ab / d)) * modelDim, layer.projection, (k * d + (ab % d)) * modelDim, modelDim),
           )
           for (let i = 0; i < length; i++) {
             let both = 0

@@ -85,9 +85,7 @@ function headsOf(ranking: Ranking, policy: Policy, sequence: number): Head[] {
       const isProtected = Array.from({ length }, (_, t) => {
         const position = ranking.positions === undefined ? t : ranking.positions[segment]![t]!
         return (
-          position < policy.sinks ||
-          position >= context - policy.recent ||
-          policy.pinned.some(([begin, end]) => position >= begin && position < end)
+          position < policy.sinks || position >= context - policy.recent || policy.pinned.some(([begin, end]) => position >= begin && position < end)
         )
       })
       heads.push({

@@ -70,7 +70,10 @@ export function buildWindow(problem: Problem, type: FloatType, base: 'e' | '2' =
   if (layers[0]!.logSumExp === undefined) return { queries }
   const unit = base === '2' ? Math.LN2 : 1
   const logSumExp = layers.map((layer) => {
-    const data = Float32Array.from(layer.logSumExp!.flatMap((sequence) => [...sequence]), (lse) => lse / unit)
+    const data = Float32Array.from(
+      layer.logSumExp!.flatMap((sequence) => [...sequence]),
+      (lse) => lse / unit,
+    )
     return new Tensor('float32', data, [sequences, queryHeads, rows])
   })
   return { queries, logSumExp, logSumExpBase: base }
@@ -177,12 +180,10 @@ function buildLayer(
         rowOf = (segment, token) => page(segment, token) * pageSize + (token % pageSize)
       } else if (layout.kind === 'NHD') {
         dims = [pages, pageSize, kvHeads]
-        rowOf = (segment, token) =>
-          (page(Math.floor(segment / kvHeads), token) * pageSize + (token % pageSize)) * kvHeads + (segment % kvHeads)
+        rowOf = (segment, token) => (page(Math.floor(segment / kvHeads), token) * pageSize + (token % pageSize)) * kvHeads + (segment % kvHeads)
       } else {
         dims = [pages, kvHeads, pageSize]
-        rowOf = (segment, token) =>
-          (page(Math.floor(segment / kvHeads), token) * kvHeads + (segment % kvHeads)) * pageSize + (token % pageSize)
+        rowOf = (segment, token) => (page(Math.floor(segment / kvHeads), token) * kvHeads + (segment % kvHeads)) * pageSize + (token % pageSize)
       }
     }
   }

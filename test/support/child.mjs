@@ -54,7 +54,10 @@ const tasks = {
     globalThis.gc()
     await sleep(20)
     globalThis.gc()
-    console.log('scored', lengths.reduce((a, b) => a + b))
+    console.log(
+      'scored',
+      lengths.reduce((a, b) => a + b),
+    )
   },
   /** A model whose creation is under way when the device goes. */
   async models() {

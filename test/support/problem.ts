@@ -105,9 +105,7 @@ export function makeProblem(random: Random, shape: Shape): Problem {
       scale,
       softCap: shape.softCaps?.[l] ?? 0,
       slidingWindow: shape.slidingWindows?.[l] ?? 0,
-      sinkLogits: shape.hasSinkLogits?.[l]
-        ? Float64Array.from({ length: queryHeads }, () => Math.fround(2 * random.normal()))
-        : undefined,
+      sinkLogits: shape.hasSinkLogits?.[l] ? Float64Array.from({ length: queryHeads }, () => Math.fround(2 * random.normal())) : undefined,
       queries: Array.from({ length: sequences }, () => drawQueries(random, shape, queryHeads, size)),
       logSumExp: undefined,
       segments,
@@ -148,12 +146,14 @@ export function changeSegments(
   places: readonly (readonly [layer: number, segment: number])[],
   change: (segment: Segment) => Partial<Segment>,
 ): Problem {
-  const layers = problem.layers.map((layer, l): Layer => ({
-    ...layer,
-    segments: layer.segments.map((segment, x) =>
-      places.some(([at, which]) => at === l && which === x) ? { ...segment, ...change(segment) } : segment,
-    ),
-  }))
+  const layers = problem.layers.map(
+    (layer, l): Layer => ({
+      ...layer,
+      segments: layer.segments.map((segment, x) =>
+        places.some(([at, which]) => at === l && which === x) ? { ...segment, ...change(segment) } : segment,
+      ),
+    }),
+  )
   return { ...problem, layers }
 }
 
