@@ -46,7 +46,7 @@ const tidy = ['clang-tidy', 'clang-tidy-19'].find(
 if (!tidy) console.log(`clang-tidy: version ${oldestTidy} or newer is not installed, not run`)
 else if (!existsSync(join(root, '.cmake', 'compile_commands.json'))) console.log('clang-tidy: no build in .cmake/, not run')
 else {
-  const queue = [...sources]
+  const queue = sources.filter((file) => !variables.laprox_cpu_avx2.includes(file) && !variables.laprox_cpu_avx512.includes(file)) // one text with the baseline
   const findings = new Set()
   const worker = async () => {
     for (let file = queue.shift(); file; file = queue.shift())

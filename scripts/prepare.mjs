@@ -27,8 +27,8 @@ try {
   if (!isInstalled()) {
     console.log('dependencies: installing ...')
     const npm = process.env.npm_execpath
-    if (npm?.endsWith('npm-cli.js')) run(process.execPath, [npm, 'ci', '--no-audit', '--no-fund'])
-    else run('npm', ['ci', '--no-audit', '--no-fund'])
+    if (npm?.endsWith('npm-cli.js')) run(process.execPath, [npm, 'ci', '--no-audit', '--no-fund', '--loglevel=error'])
+    else run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error'])
   }
   buildNative()
   run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json'])

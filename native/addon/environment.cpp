@@ -131,6 +131,8 @@ void Environment::clean_up(void* environment) {
   for (const Event& event : self.events_)
     if (event.kind == Event::kFinished) delete event.job;
   self.events_.clear();
+  if (self.error_class_ != nullptr) napi_delete_reference(self.env_, self.error_class_);
+  self.error_class_ = nullptr;
   napi_release_threadsafe_function(self.wake_, napi_tsfn_abort);
 }
 

@@ -38,7 +38,9 @@ class CpuFactors final : public Factors {
   // Leaves layers without a projection empty. Throws NON_FINITE where a weight is not finite.
   CpuFactors(const ModelShape& model, Pool& pool, const Kernels& kernels, const lpx_call& call);
 
-  const HeadFactor& head(int layer, int kv_head) const { return heads_[static_cast<size_t>(layer * kv_heads_ + kv_head)]; }
+  const HeadFactor& head(int layer, int kv_head) const {
+    return heads_[static_cast<size_t>(layer) * static_cast<size_t>(kv_heads_) + static_cast<size_t>(kv_head)];
+  }
 
  private:
   int kv_heads_;

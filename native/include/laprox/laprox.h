@@ -260,13 +260,14 @@ typedef enum lpx_statistic {
   LPX_RANDOM = 6    /* uniform in [0, 1), a function of seed, layer, head and position */
 } lpx_statistic;
 
-typedef enum lpx_attention_statistic {                         /* over the window's rows */
-                                       LPX_ATTENTION_MEAN = 0, /* over the rows that exist */
-                                       LPX_ATTENTION_SUM = 1,
-                                       LPX_ATTENTION_L2 = 2,
-                                       LPX_ATTENTION_MAX = 3,
-                                       LPX_ATTENTION_LAST = 4, /* the last row */
-                                       LPX_ATTENTION_NONE = 5  /* 1 */
+/* Over the rows of the window. */
+typedef enum lpx_attention_statistic {
+  LPX_ATTENTION_MEAN = 0, /* over the rows that exist */
+  LPX_ATTENTION_SUM = 1,
+  LPX_ATTENTION_L2 = 2,
+  LPX_ATTENTION_MAX = 3,
+  LPX_ATTENTION_LAST = 4, /* the last row */
+  LPX_ATTENTION_NONE = 5  /* 1 */
 } lpx_attention_statistic;
 
 typedef enum lpx_value_statistic {
@@ -277,11 +278,12 @@ typedef enum lpx_value_statistic {
   LPX_VALUE_PROJECTED_L2 = 4
 } lpx_value_statistic;
 
-typedef enum lpx_aggregation { /* over the query heads of the group */
-                               LPX_AGGREGATE_MEAN = 0,
-                               LPX_AGGREGATE_SUM = 1,
-                               LPX_AGGREGATE_MAX = 2,
-                               LPX_AGGREGATE_RSS = 3 /* root of the sum of squares */
+/* Over the query heads of the group. */
+typedef enum lpx_aggregation {
+  LPX_AGGREGATE_MEAN = 0,
+  LPX_AGGREGATE_SUM = 1,
+  LPX_AGGREGATE_MAX = 2,
+  LPX_AGGREGATE_RSS = 3 /* root of the sum of squares */
 } lpx_aggregation;
 
 /* LAYER: the attention statistic is aggregated over all query heads of the layer, and its KV heads share one score (TOVA). */

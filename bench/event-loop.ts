@@ -1,0 +1,43 @@
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { setTimeout } from 'node:timers/promises'
+import { Device, policies, score } from 'laprox'
+import { describe, llamaShape } from './layer.js'
+import { goal, type Measurement, type Settings } from './measurement.js'
+import { generateLayer } from './synthetic.js'
+import { time } from './timing.js'
+
+/** How long the event loop keeps a timer waiting while a scoring of seconds runs on every core. */
+export async function* eventLoop({ quick, threads }: Settings): AsyncGenerator<Measurement> {
+  using device = await Device.open('cpu', { threads })
+  const layers = quick ? 4 : 8
+  const layer = generateLayer(llamaShape(quick ? 4096 : 32768))
+  const { model, cache, window } = await describe(device, Array(layers).fill(layer))
+  const policy = policies.laprox({ keep: 0.05 })
+  const delays: number[] = []
+  const { scoring } = await time(
+    {
+      scoring: async () => {
+        delays.push(await longestDelay(() => score(model, cache, window, policy, { progress: () => {} })))
+      },
+    },
+    quick ? 1 : 5,
+  )
+  const idle = await longestDelay(() => setTimeout(scoring.msMedian))
+  yield {
+    benchmark: 'event-loop',
+    name: 'every exact joint score of several layers',
+    parameters: { layers, kvHeads: cache.kvHeads, tokens: cache.lengths(0)[0]!, threads },
+    ...scoring,
+    figures: { msLongestDelay: Math.max(...delays), msLongestDelayIdle: idle },
+    goals: [goal('longest delay of the event loop', Math.max(...delays), 'below', 10, 'ms')],
+    note: 'the largest of all runs by perf_hooks.monitorEventLoopDelay with a resolution of 1 ms, which it includes; idle: without any work, over the time of one run',
+  }
+}
+
+async function longestDelay(work: () => Promise<unknown>): Promise<number> {
+  const delay = monitorEventLoopDelay({ resolution: 1 })
+  delay.enable()
+  await work()
+  delay.disable()
+  return delay.max / 1e6
+}

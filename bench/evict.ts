@@ -1,0 +1,82 @@
+import { Device, evict as evictFrom, policies, score, select } from 'laprox'
+import { type Described, describe, type Layer, llamaShape } from './layer.js'
+import { goal, type Measurement, type Settings } from './measurement.js'
+import { Needle } from './needle.js'
+import { generateLayer } from './synthetic.js'
+import { shareAboveThreshold } from './tightness.js'
+import { time } from './timing.js'
+
+const policy = policies.laprox({ keep: 0.05 })
+
+/** An eviction that computes the exact scores of few candidates, beside one that ranks every exact score. */
+export async function* evict({ quick, threads }: Settings): AsyncGenerator<Measurement> {
+  using device = await Device.open('cpu', { threads })
+  const needle = await Needle.load()
+  for await (const { task, layers } of needle.caches(quick ? 1 : 4, policy.window)) {
+    yield measure(device, layers, `needle-lm after a prompt of '${task}'`, quick ? 5 : 41)
+  }
+  const shape = llamaShape(quick ? 4096 : 32768)
+  yield measure(device, [generateLayer(shape)], 'a generated cache of one Llama-3.1-8B layer', quick ? 3 : 15)
+}
+
+async function measure(device: Device, layers: readonly Layer[], name: string, rounds: number): Promise<Measurement> {
+  const described = await describe(device, layers)
+  const { model, cache, window } = described
+  const { report } = await compareSelections(described)
+  const scores = await score(model, cache, window, policy)
+  const above = await shareAboveThreshold(device, layers, policy, scores, await select(scores, policy, { device }))
+  const { pruned, exhaustive } = await time(
+    {
+      pruned: () => evictFrom(model, cache, window, policy),
+      exhaustive: () => evictFrom(model, cache, window, policy, { exhaustive: true }),
+    },
+    rounds,
+  )
+  const measurement: Measurement = {
+    benchmark: 'evict',
+    name: `eviction of 95 % of ${name}`,
+    parameters: {
+      layers: layers.length,
+      kvHeads: cache.kvHeads,
+      tokens: cache.lengths(0)[0]!,
+      headDim: cache.headDim,
+      type: cache.type,
+      threads: device.info().threads,
+    },
+    ...pruned,
+    figures: {
+      msExhaustive: exhaustive.msMedian,
+      entries: report.entries,
+      candidates: report.candidates,
+      candidatesPercent: (100 * report.candidates) / report.entries,
+      exactScores: report.exactScores,
+      aboveThresholdPercent: 100 * above,
+    },
+    goals: [goal('speed relative to ranking every exact score', exhaustive.msMedian / pruned.msMedian, 'at least', 5, 'times')],
+    note:
+      'the selections are the same to the bit; candidates: entries whose one-read bound reached the proven threshold; ' +
+      'aboveThresholdPercent: of the entries, those whose bound from exact attention norms reaches the smallest score kept, without protected ones',
+  }
+  model.dispose()
+  return measurement
+}
+
+/** Evicts by both paths. Throws where what they keep differs in one bit. */
+async function compareSelections({ model, cache, window }: Described) {
+  const pruned = await evictFrom(model, cache, window, policy)
+  const exhaustive = await evictFrom(model, cache, window, policy, { exhaustive: true })
+  if (pruned.report.path !== 'pruned') throw new Error(`the eviction was not pruned: ${pruned.report.fallback}`)
+  const parts = (eviction: typeof pruned) => [
+    eviction.selection.offsets,
+    eviction.selection.tokens,
+    ...Array.from({ length: cache.layers }, (_, layer) => [eviction.cache.keys(layer).data, eviction.cache.values(layer).data]).flat(),
+  ]
+  const others = parts(exhaustive)
+  const same = parts(pruned).every((part, i) => Buffer.compare(bytes(part), bytes(others[i]!)) === 0)
+  if (!same) throw new Error('the pruned and the exhaustive eviction keep different entries')
+  return pruned
+}
+
+function bytes({ buffer, byteOffset, byteLength }: ArrayBufferView): Buffer {
+  return Buffer.from(buffer as ArrayBuffer, byteOffset, byteLength)
+}

@@ -1,0 +1,73 @@
+import { AttentionModel, type Device, type FloatType, KvCache, readSafetensors, type Tensor, type Window, writeSafetensors } from 'laprox'
+
+/** The sizes of an attention layer and of what it is scored on. */
+export interface LayerShape {
+  readonly queryHeads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly modelDim: number
+  /** Rows of the observation window. */
+  readonly window: number
+  /** Cached tokens. */
+  readonly tokens: number
+}
+
+/** One layer of Llama-3.1-8B. */
+export function llamaShape(tokens: number): LayerShape {
+  return { queryHeads: 32, kvHeads: 8, headDim: 128, modelDim: 4096, window: 32, tokens }
+}
+
+/** The operations of every exact joint score of a layer by design.md's formula: a multiplication and an addition are two. */
+export function jointOperations({ queryHeads, kvHeads, headDim, window, tokens }: LayerShape): number {
+  const group = queryHeads / kvHeads
+  const pairs = (group * (group + 1)) / 2
+  const logits = 2 * group * window * headDim
+  const values = 2 * headDim * headDim * pairs
+  const products = 2 * (window + headDim) * pairs
+  return (logits + values + products) * kvHeads * tokens
+}
+
+/** The tensors of an attention layer and of its cache. */
+export interface Layer {
+  /** [queryHeads, window, headDim] */
+  readonly queries: Tensor<FloatType>
+  /** [kvHeads, tokens, headDim] */
+  readonly keys: Tensor<FloatType>
+  readonly values: Tensor<FloatType>
+  /** [modelDim, queryHeads * headDim] */
+  readonly projection: Tensor<FloatType>
+}
+
+export async function writeLayer(file: string, layer: Layer): Promise<void> {
+  await writeSafetensors(file, { ...layer })
+}
+
+export async function readLayer(file: string): Promise<Layer> {
+  const { tensors } = await readSafetensors(file)
+  return Object.fromEntries(tensors) as unknown as Layer
+}
+
+/** Layers as a device knows them. */
+export interface Described {
+  readonly model: AttentionModel
+  readonly cache: KvCache
+  readonly window: Window
+}
+
+/** Describes layers to a device, and waits until it has what it derives from them. */
+export async function describe(device: Device, layers: readonly Layer[]): Promise<Described> {
+  const [queryHeads, , headDim] = layers[0]!.queries.dims as [number, number, number]
+  const model = AttentionModel.create(device, {
+    layers: layers.length,
+    queryHeads,
+    kvHeads: layers[0]!.keys.dims[0]!,
+    headDim,
+    outputProjections: layers.map(({ projection }) => projection),
+  })
+  await model.ready
+  return {
+    model,
+    cache: KvCache.from(device, { keys: layers.map(({ keys }) => keys), values: layers.map(({ values }) => values) }),
+    window: { queries: layers.map(({ queries }) => queries) },
+  }
+}

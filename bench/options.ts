@@ -1,0 +1,64 @@
+import { parseArgs } from 'node:util'
+import type { Settings } from './measurement.js'
+
+export interface Options extends Settings {
+  /** Names of benchmarks. */
+  readonly only: readonly string[]
+  /** Where results go. */
+  readonly json: string | undefined
+  readonly markdown: string | undefined
+  /** Results to write the table of, instead of measuring. */
+  readonly from: string | undefined
+}
+
+/** Something about the command line that its user can put right. */
+export class UsageError extends Error {}
+
+export function help(names: readonly string[]): string {
+  return `Measures laprox.
+
+  npm run bench -- [options]
+
+  --only NAMES      some of ${names.join(', ')}
+  --quick           small sizes and few repeats: whether everything works, not how fast it is
+  --threads N       of laprox and of what it is compared with (2)
+  --json FILE       write the results there
+  --markdown FILE   write them as a table there
+  --from FILE       measure nothing: the results are those of a JSON file
+  --help            print this`
+}
+
+/**
+ * Reads the command line.
+ *
+ * @returns undefined where help is asked for
+ * @throws UsageError
+ */
+export function readOptions(args: string[], names: readonly string[]): Options | undefined {
+  const values = parse(args)
+  if (values.help) return undefined
+  const only = (values.only ?? []).flatMap((list) => list.split(',')).filter((name) => name !== '')
+  for (const name of only) if (!names.includes(name)) throw new UsageError(`--only ${name}: there are ${names.join(', ')}`)
+  const threads = Number(values.threads)
+  if (!Number.isInteger(threads) || threads < 1) throw new UsageError(`--threads ${values.threads} is no number of threads`)
+  return { only: only.length > 0 ? only : names, quick: values.quick, threads, json: values.json, markdown: values.markdown, from: values.from }
+}
+
+function parse(args: string[]) {
+  try {
+    return parseArgs({
+      args,
+      options: {
+        only: { type: 'string', multiple: true },
+        quick: { type: 'boolean', default: false },
+        threads: { type: 'string', default: '2' },
+        json: { type: 'string' },
+        markdown: { type: 'string' },
+        from: { type: 'string' },
+        help: { type: 'boolean', short: 'h', default: false },
+      },
+    }).values
+  } catch (error) {
+    throw new UsageError((error as Error).message)
+  }
+}
