@@ -50,7 +50,9 @@ export class LanguageModel {
       kvHeads: config.num_key_value_heads ?? config.num_attention_heads,
       headDim: config.head_dim ?? config.hidden_size / config.num_attention_heads,
     }
-    return new LanguageModel(shape, await InferenceSession.create(join(folder, 'extend.onnx')))
+    // Its threads would go on spinning after each run, on the very cores that laprox needs next.
+    const extra = { session: { intra_op: { allow_spinning: '0' } } }
+    return new LanguageModel(shape, await InferenceSession.create(join(folder, 'extend.onnx'), { extra }))
   }
 
   /** Reads `tokens`, the first of which stands at `position`, after `past`. */

@@ -119,7 +119,7 @@ void share_by_length(std::vector<Part>& parts, size_t first, int64_t total) {
   }
   std::vector<size_t> order(remainders.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return remainders[a] > remainders[b]; });
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return remainders[a] != remainders[b] ? remainders[a] > remainders[b] : a < b; });
   for (size_t i = 0; i < static_cast<size_t>(left); ++i) ++parts[first + order[i]].quota;
 }
 

@@ -313,7 +313,9 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
     run.ties = std::min(run.equal, ties[run.part]);
     ties[run.part] -= run.ties;
   }
-  std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.piece.segment < b.piece.segment; });
+  std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
+    return a.piece.segment != b.piece.segment ? a.piece.segment < b.piece.segment : a.piece.begin < b.piece.begin;
+  });
   int64_t offset = 0;
   int64_t segment = 0;
   for (Run& run : runs) {
