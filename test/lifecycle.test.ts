@@ -6,8 +6,11 @@ import { AttentionModel, compact, Device, evict, KvCache, policies, Scores, scor
 
 const script = (name: string): string => fileURLToPath(new URL(`support/${name}.mjs`, import.meta.url))
 
-/** Seconds that ending may take on a busy machine, and many more under a sanitizer; it takes milliseconds. */
-const DEADLINE = 20_000
+/** Sanitizers are preloaded: see scripts/sanitize.mjs. */
+const SANITIZED = process.env.LD_PRELOAD !== undefined
+
+/** Milliseconds that ending may take on a busy machine; it takes some tens. */
+const DEADLINE = SANITIZED ? 300_000 : 20_000
 
 function within<T>(promise: Promise<T>, what: string): Promise<T> {
   let timer: NodeJS.Timeout
@@ -88,7 +91,7 @@ describe('a process', () => {
   })
 
   it('keeps what running calls use', async () => {
-    expect(await run('drop', '--expose-gc')).toEqual({ code: 0, signal: null, output: 'scored 80000\n' })
+    expect(await run('drop', '--expose-gc')).toEqual({ code: 0, signal: null, output: 'scored 8000\n' })
   })
 
   it('lets a device go while models are made', async () => {
@@ -114,7 +117,7 @@ async function setUp(length: number) {
 }
 
 const SHORT = 600
-const LONG = 60_000
+const LONG = SANITIZED ? 6000 : 60_000
 
 describe('disposal', () => {
   it('lets running calls end and refuses new ones', async () => {
@@ -202,7 +205,8 @@ describe('an aborted signal', () => {
     await expect(running).rejects.toMatchObject(aborted)
     expect(performance.now() - start).toBeLessThan(whole / 2)
     expect((await other).data).toHaveLength(2 * LONG)
-    expect(settled).toEqual(['waiting', 'running', 'other'])
+    expect(settled.slice(0, 2).sort()).toEqual(['running', 'waiting']) // both at once, in either order
+    expect(settled.slice(2)).toEqual(['other'])
     device.dispose()
   })
 

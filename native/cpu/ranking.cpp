@@ -20,7 +20,6 @@ constexpr int kBins = 1 << 11;
 constexpr int kCopies = 4;  // of a histogram: neighbouring scores are alike, and increments of one counter wait for each other
 constexpr int64_t kPiece = 1 << 16;
 constexpr int64_t kGroup = 32;
-constexpr int kMaxPooling = 255;
 constexpr int64_t kPoolFloats = 2 * (kPoolChunk + 256);
 
 bool finite(float x) { return (std::bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }

@@ -30,11 +30,13 @@ const tasks = {
   async collect() {
     const threads = () => readdirSync('/proc/self/task').length
     const before = threads()
-    for (let i = 0; i < 40; i++) {
+    const all = []
+    for (let i = 0; i < 12; i++) {
       const { model, cache, window, policy } = await load(50, { threads: 1 })
-      await evict(model, cache, window, policy)
+      all.push(model, await evict(model, cache, window, policy))
     }
     const most = threads()
+    all.length = 0
     for (let i = 0; i < 100 && threads() > before + 4; i++) {
       globalThis.gc()
       await sleep(20)
@@ -44,8 +46,8 @@ const tasks = {
   /** Handles that go while their calls run. */
   async drop() {
     let pending = []
-    for (let i = 0; i < 10; i++) {
-      const { model, cache, window, policy } = await load(2000, { threads: 1 })
+    for (let i = 0; i < 4; i++) {
+      const { model, cache, window, policy } = await load(500, { threads: 1 })
       pending.push(score(model, cache, window, policy))
     }
     globalThis.gc()
