@@ -46,11 +46,8 @@ export interface Section {
   readonly buffers: readonly ArrayBufferView[]
 }
 
-/** What follows a selection's [segments + 1] offsets in its table: numbers of the report, then the bytes of `fallback`. */
+/** What stands between a selection's [segments + 1] offsets and its tokens: numbers of the report, then the bytes of `fallback`. */
 export const reportNumbers: { readonly count: number; readonly fallbackBytes: number } = { count: 9, fallbackBytes: 64 }
-
-/** Makes the outputs of a call, now that it is known how many entries are kept. */
-export type Reserve<T> = (held: Held<T>, kept: number) => void
 
 /** What laprox.node exports. Everything that computes returns a promise of `held[0]` and runs on the device's own thread. */
 export interface Native {
@@ -73,9 +70,9 @@ export interface Native {
   closeModel(model: NativeHandle): void
   /** Further buffers: scores, positions (or an empty array), [seconds]. */
   score<T>(model: NativeHandle, cache: Float64Array, window: Float64Array, rule: Float64Array, held: Held<T>): Promise<T>
-  /** `reserve` is called once, before this returns, and pushes the tokens and the table to `held`. */
-  select<T>(device: NativeHandle, scores: Float64Array, rule: Float64Array, held: Held<T>, reserve: Reserve<T>): Promise<T>
-  /** `reserve` is called once, before this returns, and pushes the tokens and the table to `held`. */
+  /** Further buffer: the selection's memory, a Float64Array of its offsets, its report and its tokens. */
+  select<T>(device: NativeHandle, scores: Float64Array, rule: Float64Array, held: Held<T>): Promise<T>
+  /** Further buffer: the selection's memory. */
   selectCache<T>(
     model: NativeHandle,
     cache: Float64Array,
@@ -83,7 +80,6 @@ export interface Native {
     scoreRule: Float64Array,
     selectRule: Float64Array,
     held: Held<T>,
-    reserve: Reserve<T>,
   ): Promise<T>
   /** Further buffers: [seconds, ...pages used or freed], page ids. */
   compact<T>(device: NativeHandle, cache: Float64Array, selection: Float64Array, target: Float64Array, held: Held<T>): Promise<T>

@@ -76,3 +76,13 @@ function translate(policy: Policy): Rules {
     needsWindow: factored === undefined ? ['joint', 'bound', 'removal'].includes(score.statistic) : factored.attention !== 'none',
   }
 }
+
+/**
+ * An upper bound of what a budget keeps of so many entries, to make room for: at most one entry a segment too large for
+ * ratios, exact for the others where no sequence has fewer.
+ */
+export function mostKept({ budget }: Policy, entries: number, sequences: number, segments: number, bytesPerEntry: number): number {
+  if ('ratio' in budget) return Math.min(entries, Math.ceil(budget.ratio * entries) + segments)
+  const perSequence = 'entries' in budget ? budget.entries : bytesPerEntry > 0 ? Math.floor(budget.bytes / bytesPerEntry) : entries
+  return Math.min(entries, perSequence * sequences)
+}

@@ -6,8 +6,9 @@ import { LaproxError } from './errors.js'
 import type { AttentionModel } from './model.js'
 import { type Held, type NativeHandle, native, reportNumbers, type Section } from './native.js'
 import type { Policy } from './policy.js'
-import { type Rules, rulesOf } from './rules.js'
+import { mostKept, type Rules, rulesOf } from './rules.js'
 import { checkArray, type ScoreInputs, type Scores, type Shape, scoreInputs, sectionOf, segmentIndex } from './score.js'
+import { elementBytes } from './tensor.js'
 import type { Window } from './window.js'
 
 /** How a selection came about. */
@@ -47,8 +48,8 @@ export interface SelectionDescription {
 
 /** Tokens and offsets of a selection for native code; throws `DETACHED` where their memory is gone. */
 export let selectionSection: (selection: Selection) => Section
-/** A selection over arrays that native code fills. */
-let selectionOf: (shape: Shape, tokens: Int32Array, table: Float64Array) => Selection
+/** A selection over memory that native code fills. */
+let selectionOf: (shape: Shape, memory: Float64Array) => Selection
 
 /**
  * Which tokens of each segment are kept: data alone, which holds no native memory. A *segment* is one (layer, sequence, KV
@@ -58,31 +59,29 @@ export class Selection implements Shape {
   readonly layers: number
   readonly sequences: number
   readonly kvHeads: number
-  /** The kept tokens of all segments, one after the other, ascending in each: indices into the segment, not positions. */
-  readonly tokens: Int32Array
-  /** [segments + 1] offsets, then the report. */
-  readonly #table: Float64Array
-  readonly #kept: number
+  /** [segments + 1] offsets, the report, and (unless they come from elsewhere) the tokens: see `Section` in native.ts. */
+  readonly #memory: Float64Array
+  #tokens: Int32Array | undefined
   #offsets: Float64Array | undefined
   #report: SelectReport | undefined
 
-  private constructor(shape: Shape, tokens: Int32Array, table: Float64Array) {
+  private constructor(shape: Shape, memory: Float64Array, tokens?: Int32Array) {
     this.layers = shape.layers
     this.sequences = shape.sequences
     this.kvHeads = shape.kvHeads
-    this.tokens = tokens
-    this.#table = table
-    this.#kept = tokens.length
+    this.#memory = memory
+    this.#tokens = tokens
   }
 
   static {
-    selectionOf = (shape, tokens, table) => new Selection(shape, tokens, table)
+    selectionOf = (shape, memory) => new Selection(shape, memory)
     selectionSection = (selection) => {
       if (!(selection instanceof Selection)) throw wrong('selection', selection, 'a Selection')
-      if (selection.tokens.length !== selection.#kept) {
+      const { tokens, offsets } = selection
+      if (tokens.length !== offsets.at(-1)) {
         throw new LaproxError('DETACHED', 'the buffer of the selection has been detached: it was transferred elsewhere')
       }
-      return { numbers: Float64Array.of(2, 0, 1), buffers: [selection.tokens, selection.#table] }
+      return { numbers: Float64Array.of(2, 0, 1), buffers: [tokens, offsets] }
     }
   }
 
@@ -101,17 +100,23 @@ export class Selection implements Shape {
     if (counts?.length !== segments) {
       throw new LaproxError('INVALID_ARGUMENT', `counts has ${counts?.length} numbers; expected one per segment, ${segments}`)
     }
-    const table = new Float64Array(tableLength(segments))
-    for (let i = 0; i < segments; i++) table[i + 1] = table[i]! + integer(counts[i], `counts[${i}]`, 0)
-    const kept = table[segments]!
+    const memory = new Float64Array(tableLength(segments))
+    for (let i = 0; i < segments; i++) memory[i + 1] = memory[i]! + integer(counts[i], `counts[${i}]`, 0)
+    const kept = memory[segments]!
     checkArray(tokens, 'tokens', Int32Array, kept)
-    table[segments + 2] = kept
-    return new Selection({ layers, sequences, kvHeads }, tokens, table)
+    memory[segments + 2] = kept
+    return new Selection({ layers, sequences, kvHeads }, memory, tokens)
   }
 
-  /** [segments + 1] where the tokens of each segment begin. */
+  /** The kept tokens of all segments, one after the other, ascending in each: indices into the segment, not positions. */
+  get tokens(): Int32Array {
+    this.#tokens ??= new Int32Array(this.#memory.buffer, tableLength(this.#segments) * 8, this.#memory[this.#segments])
+    return this.#tokens
+  }
+
+  /** [segments + 1] where the tokens of each segment begin: a copy. */
   get offsets(): Float64Array {
-    this.#offsets ??= this.#table.slice(0, this.layers * this.sequences * this.kvHeads + 1)
+    this.#offsets ??= this.#memory.slice(0, this.#segments + 1)
     return this.#offsets
   }
 
@@ -123,12 +128,12 @@ export class Selection implements Shape {
 
   /** Kept tokens of all segments together. */
   get entries(): number {
-    return this.#kept
+    return this.offsets.at(-1)!
   }
 
   /** How it came about; of a selection from elsewhere, `kept` alone is known. */
   get report(): SelectReport {
-    this.#report ??= readReport(this.#table, this.layers * this.sequences * this.kvHeads + 1)
+    this.#report ??= readReport(this.#memory, this.#segments + 1)
     return this.#report
   }
 
@@ -139,7 +144,12 @@ export class Selection implements Shape {
    */
   kept(layer: number, sequence: number, head: number): Int32Array {
     const x = segmentIndex(this, layer, sequence, head)
-    return this.tokens.subarray(this.#table[x]!, this.#table[x + 1]!)
+    const { tokens, offsets } = this
+    return tokens.subarray(offsets[x]!, offsets[x + 1]!)
+  }
+
+  get #segments(): number {
+    return this.layers * this.sequences * this.kvHeads
   }
 }
 
@@ -201,19 +211,16 @@ async function selectWith(scores: Scores, section: Section, rules: Rules, option
 }
 
 export function startSelect(device: NativeHandle, scores: Scores, section: Section, rules: Rules, hooks: Hooks): Promise<Selection> {
-  const held: Held<Shape> = [scores, hooks.progress, hooks.flag, ...section.buffers]
-  return native().select(device, section.numbers, rules.select, held as Held<Selection>, reserve)
+  const memory = room(rules.policy, scores, scores.data.length, scores.bytesPerEntry)
+  const held: Held<Selection> = [selectionOf(scores, memory), hooks.progress, hooks.flag, ...section.buffers, memory]
+  return native().select(device, section.numbers, rules.select, held)
 }
 
-/** Puts a selection in the place of the shape that a call has for a result so far. Its two arrays share one buffer. */
-function reserve(held: Held<Shape>, kept: number): void {
-  const shape = held[0]
-  const table = tableLength(shape.layers * shape.sequences * shape.kvHeads)
-  const buffer = allocate(ArrayBuffer, (kept + (kept % 2)) * 4 + table * 8, 'the selection')
-  const tokens = new Int32Array(buffer, 0, kept)
-  const rest = new Float64Array(buffer, (kept + (kept % 2)) * 4, table)
-  held[0] = selectionOf(shape, tokens, rest)
-  held.push(tokens, rest)
+/** Memory for what a policy keeps of so many entries. */
+function room(policy: Policy, { layers, sequences, kvHeads }: Shape, entries: number, bytesPerEntry: number): Float64Array {
+  const segments = layers * sequences * kvHeads
+  const tokens = mostKept(policy, entries, sequences, segments, bytesPerEntry)
+  return allocate(Float64Array, tableLength(segments) + Math.ceil(tokens / 2), 'the selection')
 }
 
 /**
@@ -236,6 +243,8 @@ export async function selectFrom(
 
 export function startSelectFrom(inputs: ScoreInputs, { progress, flag }: Hooks): Promise<Selection> {
   const { model, state, cache, window, rules } = inputs
-  const held: Held<Shape> = [state, progress, flag, ...cache.buffers, ...window.buffers]
-  return native().selectCache(model, cache.numbers, window.numbers, rules.score, rules.select, held as Held<Selection>, reserve)
+  const entries = state.lengths.reduce((sum, length) => sum + length, 0)
+  const memory = room(rules.policy, state, entries, 2 * state.headDim * elementBytes(state.type))
+  const held: Held<Selection> = [selectionOf(state, memory), progress, flag, ...cache.buffers, ...window.buffers, memory]
+  return native().selectCache(model, cache.numbers, window.numbers, rules.score, rules.select, held)
 }

@@ -33,15 +33,12 @@ Buffer buffer_of(napi_env env, napi_value value) noexcept {
   return {static_cast<std::byte*>(data), static_cast<int64_t>(length) * element_bytes(type), type};
 }
 
-Buffers::Buffers(Napi::Value array, uint32_t first) : first_(first) { extend(array); }
-
-void Buffers::extend(Napi::Value array) {
+Buffers::Buffers(Napi::Value array, uint32_t first) : first_(first) {
   const napi_env env = array.Env();
   uint32_t length = 0;
-  const size_t begin = first_ + buffers_.size();
-  if (napi_get_array_length(env, array, &length) != napi_ok || length < begin) fail("INVALID_ARGUMENT", "held is not an array of %zu or more", begin);
-  buffers_.reserve(length - first_);
-  for (auto i = static_cast<uint32_t>(begin); i < length; ++i) {
+  if (napi_get_array_length(env, array, &length) != napi_ok || length < first) fail("INVALID_ARGUMENT", "held is no array of %u or more", first);
+  buffers_.reserve(length - first);
+  for (uint32_t i = first; i < length; ++i) {
     napi_value element;
     if (napi_get_element(env, array, i, &element) != napi_ok) throw Napi::Error::New(env);
     buffers_.push_back(buffer_of(env, element));

@@ -23,8 +23,6 @@ class Buffers {
  public:
   // The elements of an array of typed arrays, from index `first` on.
   Buffers(Napi::Value array, uint32_t first);
-  // Those that have been pushed to the array since.
-  void extend(Napi::Value array);
 
   size_t count() const { return buffers_.size(); }
   const Buffer& operator[](size_t index) const { return buffers_[index]; }

@@ -47,8 +47,6 @@ class Job {
   }
   // The next buffer after those of the sections: outputs that nobody else knows before the call is settled.
   const Buffer& next_buffer();
-  // Adds the buffers that have been pushed to `held`.
-  void extend(Napi::Value held) { buffers_.extend(held); }
   // The last argument of the C ABI's calls: progress and cancellation.
   const lpx_call* call() const { return &call_; }
 
@@ -60,7 +58,7 @@ class Job {
   const napi_env env_;
   napi_ref held_ = nullptr;
   napi_deferred deferred_ = nullptr;
-  Buffers buffers_;
+  const Buffers buffers_;
   size_t next_buffer_ = 0;
   size_t section_buffers_ = 0;
   std::atomic<int32_t>* abort_flag_ = nullptr;

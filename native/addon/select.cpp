@@ -46,6 +46,8 @@ class ScoresArguments {
   ScoresArguments(const ScoresArguments&) = delete;
   ScoresArguments& operator=(const ScoresArguments&) = delete;
 
+  int64_t segments() const { return static_cast<int64_t>(lengths_.size()); }
+
   lpx_scores desc{};
 
  private:
@@ -53,29 +55,21 @@ class ScoresArguments {
   std::vector<int64_t> offsets_;
 };
 
-// A job that writes a selection: tokens, and one Float64Array (the table) of [segments + 1] offsets, the numbers of the
-// report and the bytes of its `fallback`.
+// A job that writes a selection. All of it goes to one Float64Array: [segments + 1] offsets, the numbers of the report and the
+// bytes of its `fallback`, then the tokens.
 class SelectionJob : public Job {
  protected:
   using Job::Job;
 
-  // Makes the outputs, now that it can be known how many entries are kept: `reserve` is (held, kept) => void and pushes them
-  // to `held`. What is protected does not change that number; whether it fits is for the selection itself to see.
-  void reserve(Napi::Value held, Napi::Value reserve, const lpx_scores& scores, lpx_select_rule rule) {
-    rule.sinks = rule.recent = rule.pinned_count = 0;
-    std::vector<int64_t> kept(static_cast<size_t>(scores.sequences));
-    check(lpx_kept_counts(&scores, &rule, kept.data()));
-    const auto total = static_cast<double>(std::accumulate(kept.begin(), kept.end(), int64_t{0}));
-    reserve.As<Napi::Function>().Call({held, Napi::Number::New(held.Env(), total)});
-    extend(held);
-
-    const Buffer& tokens = next_buffer();
-    const auto offsets = static_cast<size_t>(int64_t{scores.layers} * scores.sequences * scores.kv_heads + 1);
-    offsets_.resize(offsets);
-    table_ = elements<double>(next_buffer(), 0, static_cast<int64_t>(offsets) + kReportNumbers + kFallbackNumbers);
+  void write_to(const Buffer& memory, int64_t segments) {
+    offsets_.resize(static_cast<size_t>(segments) + 1);
+    const int64_t table = segments + 1 + kReportNumbers + kFallbackNumbers;
+    const int64_t tokens = memory.bytes / 8 - table;
+    if (tokens < 0) fail("OUT_OF_BOUNDS", "a selection's memory has %lld bytes", static_cast<long long>(memory.bytes));
+    table_ = elements<double>(memory, 0, table + tokens);
     out_.size = sizeof out_;
-    out_.capacity = tokens.bytes / 4;
-    out_.tokens = elements<int32_t>(tokens, 0, out_.capacity);
+    out_.tokens = reinterpret_cast<int32_t*>(table_ + table);
+    out_.capacity = 2 * tokens;
     out_.offsets = offsets_.data();
     report_.size = sizeof report_;
   }
@@ -113,7 +107,7 @@ class SelectJob : public SelectionJob {
  public:
   SelectJob(const Napi::CallbackInfo& info, const std::shared_ptr<Device>& device)
       : SelectionJob(device, info[3]), scores_(section(info[1])), rule_(section(info[2])) {
-    reserve(info[3], info[4], scores_.desc, rule_.desc);
+    write_to(next_buffer(), scores_.segments());
   }
 
  private:
@@ -134,19 +128,7 @@ class SelectCacheJob : public SelectionJob {
         window_(section(info[2])),
         score_rule_(section(info[3])),
         select_rule_(section(info[4])) {
-    const std::vector<int32_t> lengths = cache_.lengths();
-    std::vector<int64_t> offsets(lengths.size());
-    std::exclusive_scan(lengths.begin(), lengths.end(), offsets.begin(), int64_t{0});
-    lpx_scores scores{};
-    scores.size = sizeof scores;
-    scores.layers = cache_.desc().layers;
-    scores.sequences = cache_.desc().sequences;
-    scores.kv_heads = cache_.desc().kv_heads;
-    scores.count = offsets.back() + lengths.back();
-    scores.offsets = offsets.data();
-    scores.lengths = lengths.data();
-    scores.bytes_per_entry = 2 * int64_t{cache_.desc().head_dim} * (cache_.desc().dtype == LPX_F32 ? 4 : 2);
-    reserve(info[5], info[6], scores, select_rule_.desc);
+    write_to(next_buffer(), cache_.segments());
   }
 
  private:
@@ -165,10 +147,10 @@ class SelectCacheJob : public SelectionJob {
 
 }  // namespace
 
-// (device, scores, select rule, held, reserve); reserve pushes tokens and table.
+// (device, scores, select rule, held); after the sections' buffers: the selection's memory.
 Napi::Value select(const Napi::CallbackInfo& info) { return submit(std::make_unique<SelectJob>(info, unwrap<Device>(info[0]))); }
 
-// (model, cache, window, score rule, select rule, held, reserve); reserve pushes tokens and table.
+// (model, cache, window, score rule, select rule, held); after the sections' buffers: the selection's memory.
 Napi::Value select_cache(const Napi::CallbackInfo& info) { return submit(std::make_unique<SelectCacheJob>(info, unwrap<Model>(info[0]))); }
 
 }  // namespace laprox::addon
