@@ -22,6 +22,7 @@ static_assert(kLanes <= kSumLanes, "row sums have a lane for each lane of a vect
 
 typedef float vf __attribute__((vector_size(4 * LPX_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LPX_LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LPX_LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
 // Rows are read in eights whatever the width: head dimensions are multiples of 8.
 typedef float v8 __attribute__((vector_size(32)));
@@ -54,7 +55,9 @@ inline vf power_of_two(vf x) {
   const vf middle = 9.6180826e-3f * f + 5.5503571e-2f;
   const vf low = 2.4022651e-1f * f + 6.9314719e-1f;
   const vf p = ((high * f2 + middle) * f2 + low) * f + 1.0f;
-  return bits_to_float((float_to_bits(p) + (float_to_bits(shifted) << 23)) & ~vanishes);
+  // Adds to the exponent; in unsigned, since what vanishes may wrap around.
+  const vu scaled = reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(shifted) << 23);
+  return bits_to_float(reinterpret_cast<vi>(scaled) & ~vanishes);
 }
 
 // tanh(x): the polynomial of Cephes' tanhf near 0, where 1 - 2/(exp(2x) + 1) would cancel.
