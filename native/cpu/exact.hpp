@@ -19,9 +19,8 @@ class Exact {
   // Scores of up to kTile tokens, ascending.
   void scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 
-  // The two halves of a joint or bound score, for those who stop after the first. `norms` [heads][kTile] is ||a_h||.
+  // norms [heads][kTile] = ||a_h||: all that a bound needs.
   void attention_norms(int64_t segment, const int32_t* tokens, int count, float* norms, Scratch& scratch) const;
-  void scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 
   // Layer-wide sharing: `scores` of one (layer, sequence), head after head, hold each group's attention; afterwards each head
   // holds the layer's.
@@ -30,6 +29,8 @@ class Exact {
   void multiply_values(int64_t segment, const int32_t* tokens, int count, float* scores, Scratch& scratch) const;
 
  private:
+  // Joint and bound scores.
+  void scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void load_values(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   // scratch.value_pairs = <u_h, u_h'> of scratch.values.
   void value_pairs(int64_t segment, Scratch& scratch) const;
