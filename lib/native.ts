@@ -7,7 +7,7 @@ import { LaproxError } from './errors.js'
 /** Raised with every change of a function's arguments or of a section's numbers: native/addon/addon.cpp has the same number. */
 const bindingVersion = 1
 /** LAPROX_ABI_VERSION of native/include/laprox/laprox.h. */
-const abiVersion = 1
+const abiVersion = 2
 
 /** Stands for a native object. Empty to JavaScript; the native side knows each kind by its type tag. */
 export interface NativeHandle {

@@ -4,8 +4,10 @@
       "native/core/api.cpp",
       "native/core/budget.cpp",
       "native/core/compaction.cpp",
+      "native/core/cuda.cpp",
       "native/core/geometry.cpp",
       "native/core/model.cpp",
+      "native/core/score_rule.cpp",
       "native/core/status.cpp"
     ],
     "laprox_cpu": [

@@ -1,13 +1,17 @@
-// The C ABI: checks what callers hand in, then calls the backend.
+// The C ABI: checks what callers hand in, then calls the CPU backend. What belongs to a CUDA device goes to liblaprox_cuda,
+// which checks for itself: the memory it reads is not the host's.
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 
 #include "core/backend.hpp"
 #include "core/compaction.hpp"
+#include "core/cuda.hpp"
+#include "core/score_rule.hpp"
 #include "core/status.hpp"
 
 using namespace laprox;
@@ -19,23 +23,38 @@ struct OpenDevice {
   std::mutex turn;  // one call at a time
 };
 
+struct CudaDevice {
+  const lpx_cuda_table& table;
+  lpx_cuda_device* handle;
+
+  ~CudaDevice() { table.device_close(handle); }
+};
+
 }  // namespace
 
+// One of the two.
 struct lpx_device {
   std::shared_ptr<OpenDevice> open;
+  std::shared_ptr<CudaDevice> cuda;
 };
 
 struct lpx_model {
   std::shared_ptr<OpenDevice> open;
-  ModelShape shape;
+  std::unique_ptr<ModelShape> shape;
   std::unique_ptr<Factors> factors;
+  std::shared_ptr<CudaDevice> cuda;
+  lpx_cuda_model* cuda_model = nullptr;
+
+  ~lpx_model() {
+    if (cuda_model != nullptr) cuda->table.model_destroy(cuda_model);
+  }
 };
 
 namespace {
 
-OpenDevice& opened(const lpx_device* device) {
+const lpx_device& checked(const lpx_device* device) {
   if (device == nullptr) fail(LPX_INVALID_ARGUMENT, "device is NULL");
-  return *device->open;
+  return *device;
 }
 
 const lpx_model& checked(const lpx_model* model) {
@@ -59,54 +78,12 @@ void check_workspace(const lpx_call& call, int64_t needed) {
     fail(LPX_OUT_OF_MEMORY, "call->workspace_bytes is %" PRId64 "; this call needs %" PRId64, call.workspace_bytes, needed);
 }
 
-bool needs_window(const lpx_score_rule& rule) {
-  switch (rule.statistic) {
-    case LPX_JOINT:
-    case LPX_BOUND:
-    case LPX_REMOVAL: return true;
-    case LPX_FACTORED: return rule.attention != LPX_ATTENTION_NONE;
-    default: return false;
-  }
-}
-
-bool needs_projection(const lpx_score_rule& rule) {
-  switch (rule.statistic) {
-    case LPX_JOINT:
-    case LPX_BOUND:
-    case LPX_REMOVAL: return true;
-    case LPX_FACTORED: return rule.value == LPX_VALUE_PROJECTED_L1 || rule.value == LPX_VALUE_PROJECTED_L2;
-    default: return false;
-  }
-}
-
-void check_rule(const lpx_score_rule* rule, const ModelShape& model) {
-  check_struct(rule, "rule");
-  if (rule->statistic < LPX_JOINT || rule->statistic > LPX_RANDOM)
-    fail(LPX_INVALID_ARGUMENT, "rule->statistic is %d; expected one of lpx_statistic", static_cast<int>(rule->statistic));
-  if (rule->attention < LPX_ATTENTION_MEAN || rule->attention > LPX_ATTENTION_NONE)
-    fail(LPX_INVALID_ARGUMENT, "rule->attention is %d; expected one of lpx_attention_statistic", static_cast<int>(rule->attention));
-  if (rule->value < LPX_VALUE_NONE || rule->value > LPX_VALUE_PROJECTED_L2)
-    fail(LPX_INVALID_ARGUMENT, "rule->value is %d; expected one of lpx_value_statistic", static_cast<int>(rule->value));
-  if (rule->aggregation < LPX_AGGREGATE_MEAN || rule->aggregation > LPX_AGGREGATE_RSS)
-    fail(LPX_INVALID_ARGUMENT, "rule->aggregation is %d; expected one of lpx_aggregation", static_cast<int>(rule->aggregation));
-  if (rule->sharing != LPX_SHARE_GROUP && rule->sharing != LPX_SHARE_LAYER)
-    fail(LPX_INVALID_ARGUMENT, "rule->sharing is %d; expected LPX_SHARE_GROUP or LPX_SHARE_LAYER", static_cast<int>(rule->sharing));
-  for (size_t i = 0; i < model.layers.size(); ++i) {
-    if (needs_projection(*rule) && !model.layers[i].projection)
-      fail(LPX_UNSUPPORTED, "this rule needs the output projection, and layer %zu of the model has none", i);
-    if (rule->layer_weights == nullptr) continue;
-    const float weight = rule->layer_weights[i];
-    if (!(weight >= 0 && weight <= 3.4e38f))
-      fail(LPX_INVALID_ARGUMENT, "rule->layer_weights[%zu] is %g; expected a finite number of 0 or more", i, weight);
-  }
-}
-
 // Checked inputs of a score, and what keeps them alive.
 struct CheckedInputs {
   CheckedInputs(const lpx_model* model, const lpx_cache* cache_desc, const lpx_window* window_desc, const lpx_score_rule* rule)
-      : shape(checked(model).shape), cache(cache_desc) {
-    shape.check(cache);
-    check_rule(rule, shape);
+      : shape(*checked(model).shape), cache(cache_desc) {
+    shape.check(cache.desc());
+    check_score_rule(rule, shape);
     if (rule->sharing == LPX_SHARE_LAYER) {
       for (int64_t i = 0; i < cache.segments().count(); i += cache.segments().heads)
         for (int head = 1; head < cache.segments().heads; ++head)
@@ -116,7 +93,7 @@ struct CheckedInputs {
     }
     if (needs_window(*rule)) {
       if (window_desc == nullptr) fail(LPX_INVALID_ARGUMENT, "window is NULL, but this rule looks at queries");
-      window = std::make_unique<Window>(window_desc, shape, cache);
+      window = std::make_unique<Window>(window_desc, shape, cache.desc());
     }
     inputs = std::make_unique<ScoreInputs>(ScoreInputs{shape, *model->factors, cache, window.get(), *rule});
   }
@@ -199,10 +176,13 @@ lpx_status lpx_get_backend_info(lpx_backend backend, lpx_backend_info* info) {
         info->available = 1;
         info->device_count = 1;
         return;
-      case LPX_CUDA:
-        std::snprintf(info->code, sizeof info->code, "NOT_BUILT");
-        std::snprintf(info->reason, sizeof info->reason, "this build of laprox has no CUDA backend");
+      case LPX_CUDA: {
+        const CudaLibrary& library = cuda_library();
+        if (library.table != nullptr) return relay(*library.table, library.table->get_backend_info(info));
+        std::snprintf(info->code, sizeof info->code, "%s", library.code.c_str());
+        std::snprintf(info->reason, sizeof info->reason, "%s", library.reason.c_str());
         return;
+      }
     }
     fail(LPX_INVALID_ARGUMENT, "backend is %d; expected LPX_CPU or LPX_CUDA", static_cast<int>(backend));
   });
@@ -220,15 +200,22 @@ lpx_status lpx_device_open(const lpx_device_options* options, lpx_device** devic
     if (!info.available) fail(LPX_NO_DEVICE, "%s (%s)", info.reason, info.code);
     if (options->index < 0 || options->index >= info.device_count)
       fail(LPX_NO_DEVICE, "options->index is %d; this backend has %d device(s)", options->index, info.device_count);
+    if (options->backend == LPX_CUDA) {
+      const lpx_cuda_table& table = *cuda_library().table;
+      lpx_cuda_device* handle = nullptr;
+      relay(table, table.device_open(options, &handle));
+      *device = new lpx_device{nullptr, std::shared_ptr<CudaDevice>(new CudaDevice{table, handle})};
+      return;
+    }
     auto open = std::make_shared<OpenDevice>();
     open->backend = make_cpu_backend(*options);
-    *device = new lpx_device{std::move(open)};
+    *device = new lpx_device{std::move(open), nullptr};
   });
 }
 
 void lpx_device_close(lpx_device* device) {
   if (device == nullptr) return;
-  { const std::lock_guard<std::mutex> wait(device->open->turn); }
+  if (device->open != nullptr) { const std::lock_guard<std::mutex> wait(device->open->turn); }
   delete device;
 }
 
@@ -237,27 +224,123 @@ lpx_status lpx_get_device_info(const lpx_device* device, lpx_device_info* info) 
     check_struct(info, "info");
     *info = {};
     info->size = sizeof *info;
-    opened(device).backend->info(*info);
+    const lpx_device& from = checked(device);
+    if (from.cuda != nullptr) return relay(from.cuda->table, from.cuda->table.get_device_info(from.cuda->handle, info));
+    from.open->backend->info(*info);
+  });
+}
+
+lpx_status lpx_check_device(lpx_device* device) {
+  return guarded([&] {
+    if (const auto& cuda = checked(device).cuda; cuda != nullptr) relay(cuda->table, cuda->table.check_device(cuda->handle));
+  });
+}
+
+lpx_status lpx_allocate(lpx_device* device, lpx_memory kind, int64_t bytes, void* stream, void** memory) {
+  return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (kind != LPX_MEMORY_DEVICE && kind != LPX_MEMORY_HOST)
+      fail(LPX_INVALID_ARGUMENT, "kind is %d; expected LPX_MEMORY_DEVICE or LPX_MEMORY_HOST", static_cast<int>(kind));
+    if (bytes < 0) fail(LPX_INVALID_ARGUMENT, "bytes is %" PRId64 "; expected 0 or more", bytes);
+    if (memory == nullptr) fail(LPX_INVALID_ARGUMENT, "memory is NULL");
+    *memory = nullptr;
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.allocate(on.cuda->handle, kind, bytes, stream, memory));
+    constexpr int64_t kAlignment = 256;
+    if (bytes <= INT64_MAX - kAlignment) *memory = std::aligned_alloc(kAlignment, static_cast<size_t>((bytes / kAlignment + 1) * kAlignment));
+    if (*memory == nullptr) fail(LPX_OUT_OF_MEMORY, "the host has not enough memory for %" PRId64 " bytes", bytes);
+  });
+}
+
+void lpx_free(lpx_device* device, lpx_memory kind, void* memory, void* stream) {
+  if (device == nullptr || memory == nullptr) return;
+  if (device->cuda != nullptr) return device->cuda->table.free(device->cuda->handle, kind, memory, stream);
+  std::free(memory);
+}
+
+lpx_status lpx_copy(lpx_device* device, void* to, const void* from, int64_t bytes, void* stream) {
+  return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (bytes < 0) fail(LPX_INVALID_ARGUMENT, "bytes is %" PRId64 "; expected 0 or more", bytes);
+    if (bytes > 0 && (to == nullptr || from == nullptr)) fail(LPX_INVALID_ARGUMENT, "to and from are required");
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.copy(on.cuda->handle, to, from, bytes, stream));
+    if (bytes > 0) std::memmove(to, from, static_cast<size_t>(bytes));
+  });
+}
+
+lpx_status lpx_fill(lpx_device* device, void* memory, int value, int64_t bytes, void* stream) {
+  return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (bytes < 0) fail(LPX_INVALID_ARGUMENT, "bytes is %" PRId64 "; expected 0 or more", bytes);
+    if (bytes > 0 && memory == nullptr) fail(LPX_INVALID_ARGUMENT, "memory is NULL");
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.fill(on.cuda->handle, memory, value, bytes, stream));
+    if (bytes > 0) std::memset(memory, value, static_cast<size_t>(bytes));
+  });
+}
+
+lpx_status lpx_notify(lpx_device* device, void* stream, lpx_done done, void* user) {
+  return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (done == nullptr) fail(LPX_INVALID_ARGUMENT, "done is NULL");
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.notify(on.cuda->handle, stream, done, user));
+    done(user);
+  });
+}
+
+lpx_status lpx_wait_event(lpx_device* device, void* stream, void* event) {
+  return guarded([&] {
+    if (const auto& cuda = checked(device).cuda; cuda != nullptr) relay(cuda->table, cuda->table.wait_event(cuda->handle, stream, event));
+  });
+}
+
+lpx_status lpx_record_event(lpx_device* device, void* stream, void* event) {
+  return guarded([&] {
+    if (const auto& cuda = checked(device).cuda; cuda != nullptr) relay(cuda->table, cuda->table.record_event(cuda->handle, stream, event));
+  });
+}
+
+lpx_status lpx_synchronize(lpx_device* device, void* stream) {
+  return guarded([&] {
+    if (const auto& cuda = checked(device).cuda; cuda != nullptr) relay(cuda->table, cuda->table.synchronize(cuda->handle, stream));
   });
 }
 
 lpx_status lpx_model_create(lpx_device* device, const lpx_model_desc* desc, const lpx_call* call, lpx_model** model) {
   return guarded([&] {
-    OpenDevice& open = opened(device);
+    const lpx_device& on = checked(device);
     if (model == nullptr) fail(LPX_INVALID_ARGUMENT, "model is NULL");
     *model = nullptr;
-    const lpx_call checked_call = checked(call);
-    ModelShape shape(desc);
-    const std::lock_guard<std::mutex> turn(open.turn);
-    auto factors = open.backend->factorize(shape, checked_call);
-    *model = new lpx_model{device->open, std::move(shape), std::move(factors)};
+    auto result = std::make_unique<lpx_model>();
+    result->open = on.open;
+    result->cuda = on.cuda;
+    if (on.cuda != nullptr) {
+      relay(on.cuda->table, on.cuda->table.model_create(on.cuda->handle, desc, call, &result->cuda_model));
+    } else {
+      const lpx_call checked_call = checked(call);
+      result->shape = std::make_unique<ModelShape>(desc);
+      const std::lock_guard<std::mutex> turn(on.open->turn);
+      result->factors = on.open->backend->factorize(*result->shape, checked_call);
+    }
+    *model = result.release();
   });
 }
 
 void lpx_model_destroy(lpx_model* model) {
   if (model == nullptr) return;
-  { const std::lock_guard<std::mutex> wait(model->open->turn); }
+  if (model->open != nullptr) { const std::lock_guard<std::mutex> wait(model->open->turn); }
   delete model;
+}
+
+lpx_status lpx_value_norms(lpx_device* device, const lpx_cache* cache, const lpx_call* call) {
+  return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.value_norms(on.cuda->handle, cache, call));
+    const Cache checked_cache(cache);
+    const lpx_call checked_call = checked(call);
+    for (int i = 0; i < checked_cache.segments().layers; ++i)
+      if (!checked_cache.has_value_norms(i)) fail(LPX_INVALID_ARGUMENT, "cache->layer[%d].value_norm.data is NULL", i);
+    const std::lock_guard<std::mutex> turn(on.open->turn);
+    on.open->backend->value_norms(checked_cache, checked_call);
+  });
 }
 
 lpx_status lpx_score_layout(const lpx_cache* cache, int64_t* offsets, int32_t* lengths, int64_t* total) {
@@ -272,8 +355,10 @@ lpx_status lpx_score_layout(const lpx_cache* cache, int64_t* offsets, int32_t* l
 
 lpx_status lpx_score_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* rule, int64_t* bytes) {
   return guarded([&] {
-    const CheckedInputs checked_inputs(model, cache, window, rule);
     if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
+    if (const auto& cuda = checked(model).cuda; cuda != nullptr)
+      return relay(cuda->table, cuda->table.score_workspace(model->cuda_model, cache, window, rule, bytes));
+    const CheckedInputs checked_inputs(model, cache, window, rule);
     *bytes = model->open->backend->score_workspace(*checked_inputs.inputs);
   });
 }
@@ -281,6 +366,8 @@ lpx_status lpx_score_workspace(const lpx_model* model, const lpx_cache* cache, c
 lpx_status lpx_score(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* rule, const lpx_scores* out,
                      const lpx_call* call) {
   return guarded([&] {
+    if (const auto& cuda = checked(model).cuda; cuda != nullptr)
+      return relay(cuda->table, cuda->table.score(model->cuda_model, cache, window, rule, out, call));
     const CheckedInputs checked_inputs(model, cache, window, rule);
     const lpx_call checked_call = checked(call);
     const ScoreLayout layout(out);
@@ -313,17 +400,21 @@ lpx_status lpx_kept_counts(const lpx_scores* scores, const lpx_select_rule* rule
 
 lpx_status lpx_select_workspace(const lpx_device* device, const lpx_scores* scores, const lpx_select_rule* rule, int64_t* bytes) {
   return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.select_workspace(on.cuda->handle, scores, rule, bytes));
     const ScoreLayout layout(scores, false);
     check_rule(rule);
-    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
-    *bytes = opened(device).backend->select_workspace(layout, *rule);
+    *bytes = on.open->backend->select_workspace(layout, *rule);
   });
 }
 
 lpx_status lpx_select(lpx_device* device, const lpx_scores* scores, const lpx_select_rule* rule, const lpx_selection* out, lpx_report* report,
                       const lpx_call* call) {
   return guarded([&] {
-    OpenDevice& open = opened(device);
+    const lpx_device& on = checked(device);
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.select(on.cuda->handle, scores, rule, out, report, call));
+    OpenDevice& open = *on.open;
     const ScoreLayout layout(scores);
     check_rule(rule);
     if (report != nullptr) check_struct(report, "report");
@@ -342,9 +433,11 @@ lpx_status lpx_select(lpx_device* device, const lpx_scores* scores, const lpx_se
 lpx_status lpx_select_cache_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
                                       const lpx_select_rule* select_rule, int64_t* bytes) {
   return guarded([&] {
+    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
+    if (const auto& cuda = checked(model).cuda; cuda != nullptr)
+      return relay(cuda->table, cuda->table.select_cache_workspace(model->cuda_model, cache, window, score_rule, select_rule, bytes));
     const CheckedInputs checked_inputs(model, cache, window, score_rule);
     check_rule(select_rule);
-    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
     const CacheLayout layout(checked_inputs.cache);
     *bytes = model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule);
   });
@@ -353,6 +446,8 @@ lpx_status lpx_select_cache_workspace(const lpx_model* model, const lpx_cache* c
 lpx_status lpx_select_cache(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
                             const lpx_select_rule* select_rule, const lpx_selection* out, lpx_report* report, const lpx_call* call) {
   return guarded([&] {
+    if (const auto& cuda = checked(model).cuda; cuda != nullptr)
+      return relay(cuda->table, cuda->table.select_cache(model->cuda_model, cache, window, score_rule, select_rule, out, report, call));
     const CheckedInputs checked_inputs(model, cache, window, score_rule);
     check_rule(select_rule);
     if (report != nullptr) check_struct(report, "report");
@@ -371,17 +466,21 @@ lpx_status lpx_select_cache(lpx_model* model, const lpx_cache* cache, const lpx_
 lpx_status lpx_compact_workspace(const lpx_device* device, const lpx_cache* cache, const lpx_selection* selection, const lpx_compaction* target,
                                  int64_t* bytes) {
   return guarded([&] {
+    const lpx_device& on = checked(device);
+    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.compact_workspace(on.cuda->handle, cache, selection, target, bytes));
     const Cache checked_cache(cache);
     check_compaction(checked_cache, selection, target);
-    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
-    *bytes = opened(device).backend->compact_workspace(checked_cache, *selection, *target);
+    *bytes = on.open->backend->compact_workspace(checked_cache, *selection, *target);
   });
 }
 
 lpx_status lpx_compact(lpx_device* device, const lpx_cache* cache, const lpx_selection* selection, const lpx_compaction* target,
                        const lpx_call* call) {
   return guarded([&] {
-    OpenDevice& open = opened(device);
+    const lpx_device& on = checked(device);
+    if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.compact(on.cuda->handle, cache, selection, target, call));
+    OpenDevice& open = *on.open;
     const Cache checked_cache(cache);
     const lpx_call checked_call = checked(call);
     check_compaction(checked_cache, selection, target);

@@ -32,6 +32,8 @@ class Backend {
   virtual void info(lpx_device_info& info) const = 0;
   virtual std::unique_ptr<Factors> factorize(const ModelShape& model, const lpx_call& call) = 0;
 
+  virtual void value_norms(const Cache& cache, const lpx_call& call) = 0;
+
   virtual int64_t score_workspace(const ScoreInputs& inputs) = 0;
   virtual void score(const ScoreInputs& inputs, const ScoreLayout& out, const lpx_call& call) = 0;
 

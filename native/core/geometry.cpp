@@ -38,7 +38,7 @@ bool overlaps(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
   return first < second + static_cast<uintptr_t>(b_bytes) && second < first + static_cast<uintptr_t>(a_bytes) && a_bytes > 0 && b_bytes > 0;
 }
 
-Cache::Cache(const lpx_cache* cache) : desc_(cache) {
+void check_cache_shape(const lpx_cache* cache) {
   check_struct(cache, "cache");
   check_dtype(cache->dtype, "cache->dtype");
   if (cache->layers < 1) fail(LPX_INVALID_ARGUMENT, "cache->layers is %d; expected 1 or more", cache->layers);
@@ -47,6 +47,10 @@ Cache::Cache(const lpx_cache* cache) : desc_(cache) {
   if (cache->head_dim < 8 || cache->head_dim > kMaxHeadDim || cache->head_dim % 8 != 0)
     fail(LPX_INVALID_ARGUMENT, "cache->head_dim is %d; expected a multiple of 8 from 8 to %d", cache->head_dim, kMaxHeadDim);
   if (cache->layer == nullptr) fail(LPX_INVALID_ARGUMENT, "cache->layer is NULL; expected %d layers", cache->layers);
+}
+
+Cache::Cache(const lpx_cache* cache) : desc_(cache) {
+  check_cache_shape(cache);
   segments_ = {cache->layers, cache->sequences, cache->kv_heads};
   row_bytes_ = static_cast<int64_t>(element_size(cache->dtype)) * cache->head_dim;
   lengths_.resize(static_cast<size_t>(segments_.count()));

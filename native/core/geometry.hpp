@@ -79,6 +79,9 @@ class Rows {
   int64_t sequence_ = 0;
 };
 
+// Throws unless layers, sequences, heads and head dimension can be.
+void check_cache_shape(const lpx_cache* cache);
+
 // A cache whose every row has been checked to lie inside its buffer.
 class Cache {
  public:

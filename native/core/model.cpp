@@ -61,25 +61,24 @@ ModelShape::ModelShape(const lpx_model_desc* desc) {
   }
 }
 
-void ModelShape::check(const Cache& cache) const {
-  const lpx_cache& desc = cache.desc();
-  if (desc.layers != static_cast<int>(layers.size()))
-    fail(LPX_INVALID_ARGUMENT, "the cache has %d layers; the model has %zu", desc.layers, layers.size());
-  if (desc.kv_heads != kv_heads) fail(LPX_INVALID_ARGUMENT, "the cache has %d KV heads; the model has %d", desc.kv_heads, kv_heads);
-  if (desc.head_dim != head_dim) fail(LPX_INVALID_ARGUMENT, "the cache has head dimension %d; the model has %d", desc.head_dim, head_dim);
+void ModelShape::check(const lpx_cache& cache) const {
+  if (cache.layers != static_cast<int>(layers.size()))
+    fail(LPX_INVALID_ARGUMENT, "the cache has %d layers; the model has %zu", cache.layers, layers.size());
+  if (cache.kv_heads != kv_heads) fail(LPX_INVALID_ARGUMENT, "the cache has %d KV heads; the model has %d", cache.kv_heads, kv_heads);
+  if (cache.head_dim != head_dim) fail(LPX_INVALID_ARGUMENT, "the cache has head dimension %d; the model has %d", cache.head_dim, head_dim);
 }
 
-Window::Window(const lpx_window* window, const ModelShape& model, const Cache& cache) : desc_(window), group_(model.group) {
+Window::Window(const lpx_window* window, const ModelShape& model, const lpx_cache& cache) : desc_(window), group_(model.group) {
   check_struct(window, "window");
   check_dtype(window->dtype, "window->dtype");
   if (window->rows < 1 || window->rows > kMaxWindow)
     fail(LPX_INVALID_ARGUMENT, "window->rows is %d; expected 1 to %d queries", window->rows, kMaxWindow);
   if (window->lse_base != LPX_NATURAL && window->lse_base != LPX_BASE_2)
     fail(LPX_INVALID_ARGUMENT, "window->lse_base is %d; expected LPX_NATURAL or LPX_BASE_2", static_cast<int>(window->lse_base));
-  if (window->layer == nullptr) fail(LPX_INVALID_ARGUMENT, "window->layer is NULL; expected %d layers", cache.desc().layers);
-  const int64_t sequences = cache.desc().sequences;
+  if (window->layer == nullptr) fail(LPX_INVALID_ARGUMENT, "window->layer is NULL; expected %d layers", cache.layers);
+  const int64_t sequences = cache.sequences;
   const auto element = static_cast<int64_t>(element_size(window->dtype));
-  for (int i = 0; i < cache.desc().layers; ++i) {
+  for (int i = 0; i < cache.layers; ++i) {
     const lpx_window_layer& layer = window->layer[i];
     if (layer.queries == nullptr) fail(LPX_INVALID_ARGUMENT, "window->layer[%d].queries is NULL", i);
     if (layer.sequence_stride < 0 || layer.head_stride < 0 || layer.row_stride < 0 || layer.sequence_stride % element != 0 ||

@@ -39,13 +39,13 @@ struct ModelShape {
   std::vector<Layer> layers;
 
   // The cache must have this model's layers, heads and head dimension.
-  void check(const Cache& cache) const;
+  void check(const lpx_cache& cache) const;
 };
 
 // Query rows of one (layer, sequence, KV head): row r = h * m + q is window query q of the group's query head h.
 class Window {
  public:
-  Window(const lpx_window* window, const ModelShape& model, const Cache& cache);
+  Window(const lpx_window* window, const ModelShape& model, const lpx_cache& cache);
 
   int rows() const { return desc_->rows; }
   lpx_dtype dtype() const { return desc_->dtype; }

@@ -1,6 +1,8 @@
 #include "cpu/backend.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <thread>
 
@@ -73,6 +75,25 @@ void CpuBackend::info(lpx_device_info& info) const {
 
 std::unique_ptr<Factors> CpuBackend::factorize(const ModelShape& model, const lpx_call& call) {
   return std::make_unique<CpuFactors>(model, pool_, kernels_, call);
+}
+
+void CpuBackend::value_norms(const Cache& cache, const lpx_call& call) {
+  constexpr int64_t kBlock = 1024;
+  Progress progress(call, cache.entries());
+  for (int64_t segment = 0; segment < cache.segments().count(); ++segment) {
+    const Segment s = cache.segments().at(segment);
+    const Rows values = cache.values(s);
+    const Rows norms = cache.value_norms(s);
+    const int64_t length = cache.length(segment);
+    pool_.run((length + kBlock - 1) / kBlock, [&](int64_t block, int) {
+      if (progress.cancelled()) return;
+      const int64_t end = std::min(length, (block + 1) * kBlock);
+      for (int64_t token = block * kBlock; token < end; ++token)
+        *reinterpret_cast<float*>(norms(token)) = std::sqrt(kernels_.sum_squares(cache.dtype(), values(token), cache.head_dim()));
+      progress.advance(end - block * kBlock);
+    });
+    progress.check();
+  }
 }
 
 int64_t CpuBackend::score_workspace(const ScoreInputs& inputs) {

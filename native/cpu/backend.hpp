@@ -14,6 +14,8 @@ class CpuBackend final : public Backend {
 
   void info(lpx_device_info& info) const override;
   std::unique_ptr<Factors> factorize(const ModelShape& model, const lpx_call& call) override;
+  void value_norms(const Cache& cache, const lpx_call& call) override;
+
   int64_t score_workspace(const ScoreInputs& inputs) override;
   void score(const ScoreInputs& inputs, const ScoreLayout& out, const lpx_call& call) override;
   int64_t select_workspace(const ScoreLayout& scores, const lpx_select_rule& rule) override;

@@ -10,8 +10,13 @@
  *    A call that fails leaves every cache as it was; the contents of pure outputs are unspecified then.
  *  - Strides are in bytes, offsets are 64-bit, token indices and lengths are int32.
  *  - Tensors are described by the pointer to their first element, the bytes that may be touched from there, and strides.
- *    On a CPU device all pointers are host pointers. On a CUDA device `data` of planes, queries, log-sum-exp, page tables,
- *    lengths, scores and selections are device pointers, and the structs themselves stay on the host.
+ *    On a CPU device all pointers are host pointers.
+ *  - On a CUDA device the structs themselves, arrays of structs, layer weights, sink logits and pinned ranges are host memory.
+ *    Everything else that a pointer leads to is memory that the device can read: planes, queries, log-sum-exp, page tables,
+ *    lengths, context lengths, projections, scores, selections, what a compaction writes, and the report. Rows of keys,
+ *    values and queries begin at multiples of 16 bytes. Calls check what the host can see, enqueue their work on the call's
+ *    stream and return; what only the device can see (lengths, page ids, scores, budgets) it checks there, see lpx_call.
+ *    Nothing synchronises but lpx_device_open, lpx_device_close, lpx_model_create and lpx_synchronize.
  *  - A *segment* is one (layer, sequence, KV head). Segments are numbered (layer * sequences + sequence) * kv_heads + head.
  *  - Calls on different devices may run at the same time; calls on one CPU device from several threads take turns.
  */
@@ -21,7 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LAPROX_ABI_VERSION 1
+#define LAPROX_ABI_VERSION 2
 
 #if defined(_WIN32)
 #define LAPROX_API __declspec(dllexport)
@@ -71,6 +76,14 @@ typedef enum lpx_isa {
   LPX_ISA_AVX512 = 3    /* F, BW, DQ, VL */
 } lpx_isa;
 
+/* Which kernels a CUDA device uses: for tests and comparisons. Asking for those of another chip is UNSUPPORTED. */
+typedef enum lpx_kernels {
+  LPX_KERNELS_AUTO = 0,
+  LPX_KERNELS_PLAIN = 1,    /* any shape, any chip */
+  LPX_KERNELS_PORTABLE = 2, /* compute capability 8.0 and newer */
+  LPX_KERNELS_HOPPER = 3    /* compute capability 9.0 */
+} lpx_kernels;
+
 typedef struct lpx_backend_info {
   size_t size;
   int32_t available;    /* 1 or 0 */
@@ -87,9 +100,10 @@ typedef struct lpx_device lpx_device;
 typedef struct lpx_device_options {
   size_t size;
   lpx_backend backend;
-  int32_t index;   /* which CUDA device; 0 for the CPU */
-  int32_t threads; /* CPU: worker threads, 0 for one a core. Results do not depend on it. */
-  lpx_isa isa;     /* CPU */
+  int32_t index;       /* which CUDA device; 0 for the CPU */
+  int32_t threads;     /* CPU: worker threads, 0 for one a core. Results do not depend on it. */
+  lpx_isa isa;         /* CPU */
+  lpx_kernels kernels; /* CUDA */
 } lpx_device_options;
 
 typedef struct lpx_device_info {
@@ -117,12 +131,44 @@ typedef int (*lpx_progress)(void* user, int64_t done, int64_t total);
 
 typedef struct lpx_call {
   size_t size;
-  void* stream;            /* CUDA: the cudaStream_t everything is enqueued on. CPU: ignored, calls return when done. */
-  void* workspace;         /* 64-byte aligned scratch, or NULL: laprox takes it from its own pool */
+  void* stream;            /* CUDA: the cudaStream_t everything is enqueued on; NULL: the device's own. CPU: ignored, calls return when done. */
+  void* workspace;         /* scratch aligned to 64 bytes (CUDA: 256), or NULL: laprox takes it from its own pool */
   int64_t workspace_bytes; /* at least what the matching lpx_*_workspace function says */
-  lpx_progress progress;   /* or NULL */
+  lpx_progress progress;   /* CPU, or NULL */
   void* user;
+  /*
+   * CUDA, or NULL: memory of the device that holds an lpx_status, LPX_OK before the first of a chain of calls. The first wrong
+   * thing that the device finds is left there, and every later call that is given the same status does nothing: its
+   * selection is empty, its compaction moves no row.
+   */
+  int32_t* status;
 } lpx_call;
+
+/* ---------------------------------------------------------------- memory and streams */
+
+typedef enum lpx_memory {
+  LPX_MEMORY_DEVICE = 0, /* of the device, from laprox's pool, in the order of the stream */
+  LPX_MEMORY_HOST = 1    /* page-locked host memory that the device can read and write */
+} lpx_memory;
+
+/* Aligned to 256 bytes. OUT_OF_MEMORY where there is none. On a CPU device streams are ignored, and all of it is host memory. */
+LAPROX_API lpx_status lpx_allocate(lpx_device* device, lpx_memory kind, int64_t bytes, void* stream, void** memory);
+/* NULL is ignored. Device memory goes back when the stream gets there; host memory at once: nothing may be using it. */
+LAPROX_API void lpx_free(lpx_device* device, lpx_memory kind, void* memory, void* stream);
+/* From and to either kind of memory. Asynchronous; host memory that is not page-locked is staged before the call returns. */
+LAPROX_API lpx_status lpx_copy(lpx_device* device, void* to, const void* from, int64_t bytes, void* stream);
+LAPROX_API lpx_status lpx_fill(lpx_device* device, void* memory, int value, int64_t bytes, void* stream);
+
+/* Calls `done` on a thread of the driver once everything before it in the stream has ended. It must not call laprox or CUDA. */
+typedef void (*lpx_done)(void* user);
+LAPROX_API lpx_status lpx_notify(lpx_device* device, void* stream, lpx_done done, void* user);
+/* Lets a stream wait for a cudaEvent_t of the caller, records one, waits for a stream. */
+LAPROX_API lpx_status lpx_wait_event(lpx_device* device, void* stream, void* event);
+LAPROX_API lpx_status lpx_record_event(lpx_device* device, void* stream, void* event);
+/* DEVICE_ERROR where something on the stream has failed. */
+LAPROX_API lpx_status lpx_synchronize(lpx_device* device, void* stream);
+/* Whether the device can still be used: DEVICE_ERROR, with CUDA's name for it, once an error has made the context unusable. Waits for nothing. */
+LAPROX_API lpx_status lpx_check_device(lpx_device* device);
 
 /* ---------------------------------------------------------------- tensors */
 
@@ -161,8 +207,9 @@ typedef struct lpx_model lpx_model;
 
 /*
  * Computes, for each (layer, KV head), the block-triangular factor of its stacked W_h slices and an upper bound of the
- * largest singular value of each slice. Costs D * (R*d)^2 multiply-adds a KV head. The projections stay where they are and
- * must stay readable while the model lives (projected l1 norms read them). NON_FINITE where a weight is not finite.
+ * largest singular value of each slice. Costs D * (R*d)^2 multiply-adds a KV head. On a CPU device the projections stay where
+ * they are and must stay readable while the model lives (projected l1 norms read them); on a CUDA device they are only read
+ * here. NON_FINITE where a weight is not finite.
  */
 LAPROX_API lpx_status lpx_model_create(lpx_device* device, const lpx_model_desc* desc, const lpx_call* call, lpx_model** model);
 LAPROX_API void lpx_model_destroy(lpx_model* model);
@@ -213,7 +260,7 @@ typedef struct lpx_cache {
   int32_t sequences;
   int32_t kv_heads;
   int32_t head_dim;
-  int32_t max_length;             /* CUDA: an upper bound of every length; CPU: ignored */
+  int32_t max_length;             /* CUDA: an upper bound of every length, which sizes workspaces and grids; CPU: ignored */
   const int32_t* context_lengths; /* [sequences] tokens read so far. Required with positions, ignored without. */
   const lpx_cache_layer* layer;   /* [layers] */
 } lpx_cache;
@@ -235,6 +282,12 @@ typedef struct lpx_window_layer {
   int64_t lse_head_stride;
   int64_t lse_row_stride;
 } lpx_window_layer;
+
+/*
+ * Writes ||v||_2 of every row into the value_norm planes of all layers, which must be there: what keeps an eviction from
+ * reading V. Rows that are appended later need theirs written too: describe them alone, as a cache of their own.
+ */
+LAPROX_API lpx_status lpx_value_norms(lpx_device* device, const lpx_cache* cache, const lpx_call* call);
 
 /*
  * The last `rows` queries. Row r of a segment of n tokens stands at position n - rows + r (with positions in the cache:
@@ -302,7 +355,9 @@ typedef struct lpx_score_rule {
 
 /*
  * Scores of all segments. Segment x has lengths[x] scores from data + offsets[x]; offsets ascend and segments do not overlap.
- * lpx_score_layout fills lengths and packed offsets for a cache. All arrays but data are host memory on the CPU.
+ * lpx_score_layout fills lengths and packed offsets for a cache.
+ * CUDA: scores lie [segments, count / segments]; offsets are NULL, and the scores of a segment, count / segments of them at
+ * most, begin at a multiple of 4. lpx_score ignores lengths, lpx_select reads them and positions on the device.
  */
 typedef struct lpx_scores {
   size_t size;
@@ -318,7 +373,7 @@ typedef struct lpx_scores {
   int64_t bytes_per_entry;        /* of one key and one value row: for budgets in bytes */
 } lpx_scores;
 
-/* lengths and offsets [segments]; total = sum of lengths. Checks the cache as every call does. */
+/* lengths and offsets [segments]; total = sum of lengths. Checks the cache as every call does. For host memory only. */
 LAPROX_API lpx_status lpx_score_layout(const lpx_cache* cache, int64_t* offsets, int32_t* lengths, int64_t* total);
 
 LAPROX_API lpx_status lpx_score_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* rule,
@@ -366,7 +421,7 @@ typedef struct lpx_select_rule {
   lpx_non_finite non_finite;
 } lpx_select_rule;
 
-/* Kept tokens of segment x, ascending: tokens[offsets[x] .. offsets[x + 1]). */
+/* Kept tokens of segment x, ascending: tokens[offsets[x] .. offsets[x + 1]). CUDA: all offsets are 0 after an error that the device found. */
 typedef struct lpx_selection {
   size_t size;
   int32_t* tokens;
@@ -390,12 +445,14 @@ typedef struct lpx_report {
   double select_seconds;
 } lpx_report;
 
-/* How many entries of each sequence a rule keeps: known before any score is. kept [sequences]. Only sizes, lengths and positions of scores are read.
+/*
+ * How many entries of each sequence a rule keeps: known before any score is. kept [sequences]. Only sizes, lengths, offsets and
+ * positions of the scores are read, from host memory: a caller that has a device's lengths on the host too can ask.
  */
 LAPROX_API lpx_status lpx_kept_counts(const lpx_scores* scores, const lpx_select_rule* rule, int64_t* kept);
 
 LAPROX_API lpx_status lpx_select_workspace(const lpx_device* device, const lpx_scores* scores, const lpx_select_rule* rule, int64_t* bytes);
-/* report may be NULL. */
+/* report may be NULL. CUDA: memory of the device (or of LPX_MEMORY_HOST), complete when the stream gets there; its seconds are 0. */
 LAPROX_API lpx_status lpx_select(lpx_device* device, const lpx_scores* scores, const lpx_select_rule* rule, const lpx_selection* out,
                                  lpx_report* report, const lpx_call* call);
 
