@@ -3,6 +3,8 @@
   "includes": ["native/sources.gypi"],
   "variables": {
     "laprox_werror%": 0,
+    "laprox_cuda_only%": "",
+    "laprox_nvcc%": "<!(node native/nvcc.mjs)",
     "laprox_version": "<!(node -p \"require('./package.json').version\")"
   },
   "target_defaults": {
@@ -57,6 +59,40 @@
     }
   ],
   "conditions": [
+    ["laprox_nvcc!=''", {
+      "targets": [
+        {
+          "target_name": "laprox_cuda",
+          "type": "loadable_module",
+          "product_prefix": "lib",
+          "product_extension": "so",
+          "sources": ["<@(laprox_cuda)", "<@(laprox_cuda_core)"],
+          "cflags_cc": ["<@(laprox_flags_core)"],
+          "variables": {
+            "conditions": [
+              ["laprox_cuda_only==''", { "chosen": ["<@(laprox_cuda_architectures)"] }, { "chosen": ["<(laprox_cuda_only)"] }]
+            ]
+          },
+          "rules": [
+            {
+              "rule_name": "nvcc",
+              "extension": "cu",
+              "process_outputs_as_sources": 1,
+              "outputs": ["<(INTERMEDIATE_DIR)/<(RULE_INPUT_ROOT).cuda.o"],
+              "action": [
+                "<(laprox_nvcc)", "<@(laprox_flags_cuda)", "<@(chosen)", "-DNDEBUG", "-DLAPROX_VERSION=\"<(laprox_version)\"",
+                "-Inative", "-Inative/include", "-c", "<(RULE_INPUT_PATH)", "-o", "<(INTERMEDIATE_DIR)/<(RULE_INPUT_ROOT).cuda.o"
+              ]
+            }
+          ],
+          "ldflags": ["-Wl,--version-script=<(module_root_dir)/cmake/cuda.map", "-Wl,--gc-sections", "-static-libstdc++"],
+          "libraries": [
+            "-L<!(node native/nvcc.mjs --libraries)",
+            "-lcudart_static", "-pthread", "-ldl", "-lrt"
+          ]
+        }
+      ]
+    }],
     ["target_arch=='x64'", {
       "targets": [
         {

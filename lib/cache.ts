@@ -1,14 +1,34 @@
-import { byteExtent, byteStride, contiguousRows, floatType, maxInt32, object, sameType, shape, tensors, wrong } from './check.js'
+import { type CallOptions, call } from './call.js'
+import {
+  alignedRows,
+  byteExtent,
+  byteStride,
+  contiguousRows,
+  floatType,
+  located,
+  maxInt32,
+  object,
+  sameType,
+  shape,
+  tensors,
+  wrong,
+} from './check.js'
 import { type Device, handleOf } from './device.js'
+import { startWork } from './enqueue.js'
 import { LaproxError } from './errors.js'
+import { allocateOn, type DeviceMemory } from './memory.js'
 import { floatTypes } from './model.js'
-import { type Section, SectionWriter } from './native.js'
-import { elementBytes, type FloatType, packed, Tensor } from './tensor.js'
+import { native, type Section, SectionWriter, stage } from './native.js'
+import { elementBytes, type FloatType, onDevice, packed, placeOf, Tensor } from './tensor.js'
 
 /** Integers in memory: they are copied. */
 export type Integers = Int32Array | readonly number[] | Tensor<'int32'>
 
-/** What every kind of cache has: tensors per layer, all of one float type, with any strides but rows [d] without gaps. */
+/**
+ * What every kind of cache has: tensors per layer, all of one float type, with any strides but rows [d] without gaps. They are in
+ * the memory of the cache's device: on a GPU, where rows begin at multiples of 16 bytes, an engine's own
+ * ({@link Tensor.fromDevicePointer}), or the device's. Lengths are the host's everywhere; page tables of a GPU may be either's.
+ */
 interface Planes {
   readonly keys: readonly Tensor[]
   readonly values: readonly Tensor[]
@@ -73,8 +93,24 @@ export interface CacheState {
   readonly tables: readonly Tensor[] | undefined
   /** First rows [layers * sequences * kvHeads] within their layer, of a ragged cache. */
   readonly starts: Int32Array | undefined
+  /** Memory of a GPU that goes with the cache. */
+  readonly owned?: readonly DeviceMemory[]
   readonly pagesUsed?: readonly number[]
   readonly freedPages?: readonly Int32Array[]
+}
+
+/** What is known of a cache before its state is made. */
+export interface Outline {
+  readonly kind: CacheState['kind']
+  readonly type: FloatType
+  readonly layers: number
+  readonly sequences: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly entries: number
+  readonly owned: readonly DeviceMemory[] | undefined
+  readonly pagesUsed?: readonly number[] | undefined
+  readonly freedPages?: readonly Int32Array[] | undefined
 }
 
 /** Dimensions of the keys: of a ragged cache, whose page ids are first rows, pages and tokens are one. */
@@ -88,6 +124,10 @@ export interface Axes {
 export let stateOf: (cache: KvCache) => { readonly state: CacheState; readonly section: Section }
 /** A cache of a checked state. */
 export let cacheOf: (device: Device, state: CacheState) => KvCache
+/** A cache whose state is made when somebody asks for it. */
+export let lazyCacheOf: (device: Device, outline: Outline, state: () => CacheState) => KvCache
+/** Ends a cache whose tensors, and memory, are now another's. */
+export let succeed: (cache: KvCache) => void
 
 /**
  * The keys and values of a model's layers for a batch of S sequences: a description of tensors that stay where they are. Keys
@@ -112,42 +152,48 @@ export class KvCache implements Disposable {
   readonly entries: number
   /** Of the keys and values of these entries. */
   readonly bytes: number
-  /** Whether it knows original positions; else the position of token t is t. */
-  readonly hasPositions: boolean
   /** What a compaction into pages took from the front of each of its free lists; undefined for other caches. */
   readonly pagesUsed: readonly number[] | undefined
   /** Per layer, the ids of pages that an in-place compaction left without any row; undefined for other caches. */
   readonly freedPages: readonly Int32Array[] | undefined
-  #state: CacheState | undefined
-  readonly #section: Section
+  #state: CacheState | (() => CacheState) | undefined
+  #section: Section | undefined
+  #owned: readonly DeviceMemory[] | undefined
 
-  private constructor(device: Device, state: CacheState) {
+  private constructor(device: Device, outline: Outline, state: CacheState | (() => CacheState)) {
     this.device = device
-    this.kind = state.kind
-    this.type = state.type
-    this.layers = state.layers
-    this.sequences = state.sequences
-    this.kvHeads = state.kvHeads
-    this.headDim = state.headDim
-    this.entries = state.lengths.reduce((sum, length) => sum + length, 0)
-    this.bytes = this.entries * 2 * state.headDim * elementBytes(state.type)
-    this.hasPositions = state.positions !== undefined
-    this.pagesUsed = state.pagesUsed
-    this.freedPages = state.freedPages
+    this.kind = outline.kind
+    this.type = outline.type
+    this.layers = outline.layers
+    this.sequences = outline.sequences
+    this.kvHeads = outline.kvHeads
+    this.headDim = outline.headDim
+    this.entries = outline.entries
+    this.bytes = outline.entries * 2 * outline.headDim * elementBytes(outline.type)
+    this.pagesUsed = outline.pagesUsed
+    this.freedPages = outline.freedPages
+    this.#owned = outline.owned
     this.#state = state
-    this.#section = encode(state)
   }
 
   static {
-    cacheOf = (device, state) => new KvCache(device, state)
+    cacheOf = (device, state) => new KvCache(device, outlineOf(state), state)
+    lazyCacheOf = (device, outline, state) => new KvCache(device, outline, state)
     stateOf = (cache) => {
       if (!(cache instanceof KvCache)) throw wrong('cache', cache, 'a KvCache')
       const state = cache.#alive()
-      for (const list of [state.keys, state.values, state.positions, state.valueNorms, state.tables]) {
-        // Reading `data` throws where a tensor has been disposed of or detached.
-        if (list !== undefined) for (const tensor of list) void tensor.data
-      }
+      checkAlive(state.keys)
+      checkAlive(state.values)
+      checkAlive(state.positions)
+      checkAlive(state.valueNorms)
+      checkAlive(state.tables)
+      cache.#section ??= encode(state)
       return { state, section: cache.#section }
+    }
+    succeed = (cache) => {
+      cache.#state = undefined
+      cache.#section = undefined
+      cache.#owned = undefined
     }
   }
 
@@ -160,7 +206,49 @@ export class KvCache implements Disposable {
   static from(device: Device, description: CacheDescription): KvCache {
     handleOf(device)
     object(description, 'description', 'an object with keys and values')
-    return new KvCache(device, check(description))
+    return cacheOf(device, check(description, device))
+  }
+
+  /**
+   * Computes ||v||_2 of every row and keeps it with the cache, which saves each selection by `joint` or `bound` a read of V. Where the
+   * cache was described with `valueNorms`, they are written there; else the cache allocates them. Compactions move them along.
+   *
+   * @throws LaproxError (as a rejection) `OUT_OF_BOUNDS` for page ids that leave their buffer, `OUT_OF_MEMORY`, `DISPOSED`,
+   *   `DETACHED`, `DEVICE_ERROR`, `ABORTED`
+   */
+  async computeValueNorms(options?: CallOptions): Promise<void> {
+    const { state } = stateOf(this)
+    const device = handleOf(this.device)
+    await call(this.device, options, async (hooks) => {
+      const gpu = this.device.backend === 'cuda'
+      const planes = normPlanes(state)
+      let owned = state.owned
+      let { valueNorms } = state
+      if (valueNorms === undefined) {
+        let memory: DeviceMemory | undefined
+        if (gpu) {
+          memory = await allocateOn(this.device, planes.elements * 4, hooks)
+          owned = [...(owned ?? []), memory]
+        }
+        const host = memory === undefined ? new Float32Array(planes.elements) : undefined
+        valueNorms = planes.layers.map(({ dims, first }) =>
+          host === undefined ? onDevice('float32', memory!, dims, { offset: first }) : new Tensor('float32', host, dims, { offset: first }),
+        )
+      }
+      const next: CacheState = { ...state, valueNorms, ...(owned === undefined ? {} : { owned }) }
+      const section = encode(next)
+      try {
+        if (gpu) await startWork(device, { stages: stage.valueNorms, cache: section, keep: next }, hooks)
+        else await native().valueNorms(device, section.numbers, [undefined, hooks.progress, hooks.flag, ...section.buffers])
+        this.#alive()
+      } catch (error) {
+        if (owned !== state.owned) owned!.at(-1)!.dispose()
+        throw error
+      }
+      this.#state = next
+      this.#section = section
+      this.#owned = owned
+    })
   }
 
   /** [S * G] tokens of each head of a layer: a copy. */
@@ -204,6 +292,27 @@ export class KvCache implements Disposable {
   }
 
   /**
+   * ||v||_2 of the rows of a layer.
+   *
+   * @throws LaproxError `INVALID_ARGUMENT` where the cache does not keep them: see {@link KvCache.computeValueNorms}
+   */
+  valueNorms(layer: number): Tensor<'float32'> {
+    const { valueNorms } = this.#alive()
+    if (valueNorms === undefined) throw new LaproxError('INVALID_ARGUMENT', 'valueNorms: the cache has none; computeValueNorms makes them')
+    return this.#layer(valueNorms, layer) as Tensor<'float32'>
+  }
+
+  /** Whether it knows original positions; else the position of token t is t. */
+  get hasPositions(): boolean {
+    return this.#alive().positions !== undefined
+  }
+
+  /** Whether it keeps ||v||_2 of its rows. */
+  get hasValueNorms(): boolean {
+    return this.#alive().valueNorms !== undefined
+  }
+
+  /**
    * The page table of a layer, [S, P] or [S, G, P].
    *
    * @throws LaproxError `INVALID_ARGUMENT` where the cache is not paged
@@ -219,9 +328,16 @@ export class KvCache implements Disposable {
     return this.#alive().contextLengths?.slice()
   }
 
-  /** Lets go of the tensors, which live on where others hold them. Using the cache is an error from now on; doing it twice is not. */
+  /**
+   * Lets go of the tensors, which live on where others hold them; but memory of a GPU that a compaction has allocated for the
+   * cache goes back, once the calls that use it have ended. Using the cache is an error from now on; doing it twice is not.
+   */
   dispose(): void {
+    const owned = this.#owned
     this.#state = undefined
+    this.#section = undefined
+    this.#owned = undefined
+    if (owned !== undefined) for (const memory of owned) memory.dispose()
   }
 
   [Symbol.dispose](): void {
@@ -235,6 +351,7 @@ export class KvCache implements Disposable {
 
   #alive(): CacheState {
     if (this.#state === undefined) throw new LaproxError('DISPOSED', 'the cache was used after its disposal')
+    if (typeof this.#state === 'function') this.#state = this.#state()
     return this.#state
   }
 
@@ -253,6 +370,18 @@ export class KvCache implements Disposable {
   }
 }
 
+function outlineOf(state: CacheState): Outline {
+  let entries = 0
+  for (const length of state.lengths) entries += length
+  const { kind, type, layers, sequences, kvHeads, headDim, owned, pagesUsed, freedPages } = state
+  return { kind, type, layers, sequences, kvHeads, headDim, entries, owned, pagesUsed, freedPages }
+}
+
+/** Throws where a tensor has been disposed of or detached. */
+function checkAlive(list: readonly Tensor[] | undefined): void {
+  if (list !== undefined) for (let i = 0; i < list.length; i++) placeOf(list[i]!)
+}
+
 /** [n + 1] sums of what comes before. */
 export function cumulative(lengths: Int32Array): Int32Array {
   const sums = new Int32Array(lengths.length + 1)
@@ -260,7 +389,7 @@ export function cumulative(lengths: Int32Array): Int32Array {
   return sums
 }
 
-function check(description: CacheDescription): CacheState {
+function check(description: CacheDescription, device: Device): CacheState {
   const keys = tensors(description.keys, 'keys')
   const layers = keys.length
   const values = tensors(description.values, 'values', layers)
@@ -284,6 +413,20 @@ function check(description: CacheDescription): CacheState {
     }
   }
 
+  for (const [list, at] of [
+    [keys, 'keys'],
+    [values, 'values'],
+    [description.positions, 'positions'],
+    [description.valueNorms, 'valueNorms'],
+  ] as const) {
+    if (Array.isArray(list))
+      located(
+        list.filter((tensor) => tensor instanceof Tensor),
+        at,
+        device,
+      )
+  }
+  if (device.backend === 'cpu') located(tables, 'pageTable', device)
   checkKeys(keys, axes, { sequences, kvHeads, headDim }, kind)
   checkPlane(values, 'values', keys, headDim)
   const positions = optionalPlane(description.positions, 'positions', keys, 'int32')
@@ -403,6 +546,7 @@ function checkKeys(
     if (kind === 'contiguous' && axes.page >= 0) expected[axes.page] = sequences
     shape(tensor, `keys[${i}]`, expected, 'dims as those of keys[0]')
     contiguousRows(tensor, `keys[${i}]`)
+    alignedRows(tensor, 'keys', i)
     const rows = tensor.dims[axes.token]!
     if (rows > maxInt32 || (kind === 'paged' && rows === 0)) {
       throw wrong(`keys[${i}]`, tensor, kind === 'paged' ? 'pages of at least one token' : `at most ${maxInt32} rows`)
@@ -415,7 +559,9 @@ export function checkPlane(list: readonly Tensor[], at: string, keys: readonly T
   for (const [i, tensor] of list.entries()) {
     const dims = headDim === undefined ? keys[i]!.dims.slice(0, -1) : keys[i]!.dims
     shape(tensor, `${at}[${i}]`, dims, headDim === undefined ? 'the dims of keys without the last' : 'the dims of keys')
-    if (headDim !== undefined) contiguousRows(tensor, `${at}[${i}]`)
+    if (headDim === undefined) continue
+    contiguousRows(tensor, `${at}[${i}]`)
+    alignedRows(tensor, at, i)
   }
 }
 
@@ -498,6 +644,27 @@ function denseStarts(lengths: Int32Array, keys: readonly Tensor[]): Int32Array {
   return starts
 }
 
+/** Planes for value norms, one after the other: layers whose values are the same memory share one. */
+function normPlanes({ values }: CacheState): { elements: number; layers: { dims: readonly number[]; first: number }[] } {
+  const known = new Map<string, number>()
+  const seen = new Map<unknown, number>()
+  let elements = 0
+  const layers = values.map((tensor) => {
+    const place = placeOf(tensor)
+    if (!seen.has(place)) seen.set(place, seen.size)
+    const key = [seen.get(place), tensor.offset, ...tensor.dims, ...tensor.strides].join()
+    const dims = tensor.dims.slice(0, -1)
+    let first = known.get(key)
+    if (first === undefined) {
+      first = elements
+      known.set(key, first)
+      elements += dims.reduce((product, dim) => product * dim, 1)
+    }
+    return { dims, first }
+  })
+  return { elements, layers }
+}
+
 function encode(state: CacheState): Section {
   const { layers, sequences, kvHeads, headDim, axes } = state
   const writer = new SectionWriter()
@@ -510,7 +677,11 @@ function encode(state: CacheState): Section {
     const table = state.tables?.[layer]
     if (table !== undefined) {
       const headStride = table.dims.length === 3 ? byteStride(table, 1) / 4 : 0
-      writer.push(table.dims.at(-1)!, writer.buffer(table.data), table.offset, byteStride(table, 0) / 4, headStride)
+      const place = placeOf(table)
+      writer.push(table.dims.at(-1)!)
+      if (typeof place === 'number') writer.push(-2, place + table.offset * 4)
+      else writer.push(writer.buffer(place), table.offset)
+      writer.push(byteStride(table, 0) / 4, headStride)
     } else if (state.starts !== undefined) {
       writer.push(1, writer.buffer(state.starts), layer * segments, kvHeads, 1)
     } else {
@@ -525,7 +696,7 @@ function encode(state: CacheState): Section {
 export function writePlane(writer: SectionWriter, tensor: Tensor | undefined, axes: Axes): void {
   if (tensor === undefined) writer.push(-1, 0, 0, 0, 0, 0)
   else {
-    writer.push(writer.buffer(tensor.data), tensor.offset * elementBytes(tensor.type), byteExtent(tensor))
-    writer.push(byteStride(tensor, axes.page), byteStride(tensor, axes.token), byteStride(tensor, axes.head))
+    writer.place(tensor)
+    writer.push(byteExtent(tensor), byteStride(tensor, axes.page), byteStride(tensor, axes.token), byteStride(tensor, axes.head))
   }
 }

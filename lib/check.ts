@@ -1,5 +1,6 @@
+import type { Device } from './device.js'
 import { LaproxError, show } from './errors.js'
-import { describe, elementBytes, type FloatType, Tensor, type TensorType } from './tensor.js'
+import { describe, elementBytes, type FloatType, placeOf, Tensor, type TensorType } from './tensor.js'
 
 /** The largest 32-bit integer: lengths, positions and shapes are below it. */
 export const maxInt32: number = 2 ** 31 - 1
@@ -29,7 +30,7 @@ export function tensors(value: unknown, at: string, layers?: number): readonly T
   if (layers !== undefined && value.length !== layers) {
     throw new LaproxError('INVALID_ARGUMENT', `${at} has ${value.length} tensors; expected one per layer, ${layers}`)
   }
-  for (const [i, tensor] of value.entries()) if (!(tensor instanceof Tensor)) throw wrong(`${at}[${i}]`, tensor, 'a Tensor')
+  for (let i = 0; i < value.length; i++) if (!(value[i] instanceof Tensor)) throw wrong(`${at}[${i}]`, value[i], 'a Tensor')
   return value
 }
 
@@ -45,7 +46,47 @@ export function floatType(list: readonly Tensor[], at: string): FloatType {
 
 /** Checks the element type of all of `list`. */
 export function sameType(list: readonly Tensor[], at: string, type: TensorType): void {
-  for (const [i, tensor] of list.entries()) if (tensor.type !== type) throw wrong(`${at}[${i}]`, tensor, `type ${type}`)
+  for (let i = 0; i < list.length; i++) if (list[i]!.type !== type) throw wrong(`${at}[${i}]`, list[i], `type ${type}`)
+}
+
+/** Checks that tensors are in the memory of a device: host memory, for a CPU. */
+export function located(list: readonly (Tensor | undefined)[] | undefined, at: string, device: Device): void {
+  if (list === undefined) return
+  const wanted = device.backend === 'cuda' ? device : undefined
+  for (let i = 0; i < list.length; i++) {
+    const tensor = list[i]
+    if (tensor === undefined || tensor.device === wanted) continue
+    const where = tensor.device === undefined ? 'host memory' : `the memory of ${tensor.device === wanted ? 'another device' : tensor.device.name}`
+    const copy = wanted === undefined ? "await tensor.to('cpu')" : 'await tensor.to(device)'
+    throw new LaproxError(
+      'DEVICE_MISMATCH',
+      `${at}[${i}] is ${describe(tensor)} in ${where}; expected ${wanted === undefined ? 'host memory' : `the memory of this ${device.name}`}: ${copy}`,
+    )
+  }
+}
+
+/** What a GPU's loads of whole vectors ask of rows. */
+const rowAlignment = 16
+
+/** Checks that the rows of a tensor on a GPU, along the last dimension, begin at multiples of 16 bytes. */
+export function alignedRows(tensor: Tensor, list: string, index: number): void {
+  const place = placeOf(tensor)
+  if (typeof place !== 'number' || tensor.size === 0) return
+  const bytes = elementBytes(tensor.type)
+  const first = place + tensor.offset * bytes
+  const at = (): string => `${list}[${index}]`
+  if (first % rowAlignment !== 0) {
+    throw new LaproxError('INVALID_ARGUMENT', `${at()} is at 0x${first.toString(16)}; expected a multiple of ${rowAlignment} bytes on a GPU`)
+  }
+  for (let i = 0; i < tensor.dims.length - 1; i++) {
+    const stride = tensor.strides[i]! * bytes
+    if (tensor.dims[i]! > 1 && stride % rowAlignment !== 0) {
+      throw new LaproxError(
+        'INVALID_ARGUMENT',
+        `${at()} is ${describe(tensor)} with strides ${show(tensor.strides)}; expected multiples of ${rowAlignment} bytes on a GPU, but for the last`,
+      )
+    }
+  }
 }
 
 /** Checks a tensor's shape; -1 stands for any size, and the names of the dimensions say what was expected. */
@@ -69,15 +110,20 @@ export function contiguousRows(tensor: Tensor, at: string): void {
 /** The stride along a dimension in bytes; 0 for dimension -1, which is none. A dimension of one index may have any: it gets the dense one. */
 export function byteStride(tensor: Tensor, dimension: number): number {
   if (dimension === -1) return 0
-  const dense = tensor.dims.slice(dimension + 1).reduce((product, dim) => product * Math.max(dim, 1), 1)
-  return (tensor.dims[dimension]! > 1 ? tensor.strides[dimension]! : dense) * elementBytes(tensor.type)
+  const { dims, strides } = tensor
+  let stride = 1
+  if (dims[dimension]! > 1) stride = strides[dimension]!
+  else for (let i = dimension + 1; i < dims.length; i++) stride *= Math.max(dims[i]!, 1)
+  return stride * elementBytes(tensor.type)
 }
 
 /** Bytes from the first element to the end of the last one. */
 export function byteExtent(tensor: Tensor): number {
   if (tensor.size === 0) return 0
-  const last = tensor.dims.reduce((sum, dim, i) => sum + (dim - 1) * tensor.strides[i]!, 0)
-  return (last + 1) * elementBytes(tensor.type)
+  const { dims, strides } = tensor
+  let elements = 1
+  for (let i = 0; i < dims.length; i++) elements += (dims[i]! - 1) * strides[i]!
+  return elements * elementBytes(tensor.type)
 }
 
 /** A new typed array, or a buffer, zeroed by the system and not by this thread. */

@@ -1,13 +1,27 @@
-import { axesOf, type CacheState, cacheOf, checkPlane, cumulative, type KvCache, optionalPlane, stateOf, writePlane } from './cache.js'
+import {
+  axesOf,
+  type CacheState,
+  cacheOf,
+  checkPlane,
+  cumulative,
+  type KvCache,
+  lazyCacheOf,
+  optionalPlane,
+  stateOf,
+  succeed,
+  writePlane,
+} from './cache.js'
 import { type CallOptions, call, type Hooks } from './call.js'
-import { allocate, byteExtent, contiguousRows, object, sameType, shape, tensors, wrong } from './check.js'
-import { handleOf } from './device.js'
+import { alignedRows, allocate, byteExtent, contiguousRows, located, object, sameType, shape, tensors, wrong } from './check.js'
+import { type Device, handleOf } from './device.js'
+import { startWork } from './enqueue.js'
 import { LaproxError, suggest } from './errors.js'
-import { type Held, type NativeHandle, native, type Section, SectionWriter } from './native.js'
+import { allocateOn, DeviceMemory } from './memory.js'
+import { deviceNumbers, type Held, type NativeHandle, native, type Section, SectionWriter, stage } from './native.js'
 import { type Selection, selectionSection } from './selection.js'
-import { elementBytes, Tensor, type TensorDataMap } from './tensor.js'
+import { elementBytes, onDevice, placeOf, Tensor, type TensorDataMap } from './tensor.js'
 
-/** Into new memory, flat over all layers: the kept rows of segment after segment. The default. */
+/** Into new memory, flat over all layers: the kept rows of segment after segment. The default. On a GPU it belongs to the new cache. */
 export interface RaggedTarget {
   readonly target?: 'ragged' | undefined
 }
@@ -39,19 +53,66 @@ export interface InPlaceTarget {
 export type Target = RaggedTarget | PagesTarget | InPlaceTarget
 
 /**
- * Moves the kept rows together, in order, with their original positions.
+ * Moves the kept rows together, in order, with their original positions. All of it is on one device: the cache, the selection, a
+ * pool of pages.
  *
  * @returns a cache of what was kept, ready for the next eviction. Ragged: `keys(layer)` and the others are views of one buffer
  *   each. Pages: a table per head, and `pagesUsed`. In place: the same tensors with new lengths, and `freedPages`.
  * @throws LaproxError (as a rejection) `INVALID_ARGUMENT` for a selection or target that does not fit the cache, `OUT_OF_BOUNDS`
  *   for tokens or pages that do not exist, `OVERLAP` where outputs overlap each other or the cache, `OUT_OF_PAGES`, `OUT_OF_MEMORY`,
- *   `DISPOSED`, `DETACHED`, `ABORTED`. The cache is as it was then, and so are the pools.
+ *   `DISPOSED`, `DETACHED`, `DEVICE_MISMATCH`, `DEVICE_ERROR`, `ABORTED`. The cache is as it was then, and so are the pools.
  */
 export async function compact(cache: KvCache, selection: Selection, options: CallOptions & Target = {}): Promise<KvCache> {
   const { state, section } = stateOf(cache)
   const device = handleOf(cache.device)
-  const plan = planTarget(options, state)
-  return call(device, options, async (hooks) => (await startCompact(device, cache, state, section, selection, plan, hooks)).cache)
+  const plan = planTarget(options, state, cache.device)
+  return call(cache.device, options, async (hooks) =>
+    cache.device.backend === 'cuda'
+      ? compactOnDevice(cache, state, section, selection, plan, hooks)
+      : (await startCompact(device, cache, state, section, selection, plan, hooks)).cache,
+  )
+}
+
+async function compactOnDevice(
+  cache: KvCache,
+  state: CacheState,
+  section: Section,
+  selection: Selection,
+  plan: Plan,
+  hooks: Hooks,
+): Promise<KvCache> {
+  const kept = selectionOn(cache.device, state, selection)
+  const { counts } = selection
+  const preparing = prepareOnDevice(cache.device, plan, state, counts, hooks)
+  const prepared = preparing instanceof Promise ? await preparing : preparing
+  const keep = [state, selection, plan]
+  return prepared.run(cache, (parts) =>
+    startWork(handleOf(cache.device), { stages: stage.compact, cache: section, selection: kept, keep, ...parts }, hooks).then((numbers) => ({
+      counts: () => counts,
+      numbers,
+    })),
+  )
+}
+
+/** The selection's section, once it is known to fit the cache and to be on its device. */
+function selectionOn(device: Device, state: CacheState, selection: Selection): Section {
+  const kept = selectionSection(selection)
+  if (selection.device !== (device.backend === 'cuda' ? device : undefined)) {
+    const [where, copy] =
+      selection.device === undefined
+        ? ['in host memory', 'selection.to(device)']
+        : [`in the memory of ${selection.device.name}`, "selection.to('cpu')"]
+    throw new LaproxError(
+      'DEVICE_MISMATCH',
+      `the tokens of the selection are ${where}; expected them on the cache's device, ${device.name}: await ${copy}`,
+    )
+  }
+  for (const name of ['layers', 'sequences', 'kvHeads'] as const) {
+    if (selection[name] !== state[name]) {
+      throw new LaproxError('INVALID_ARGUMENT', `selection: ${name} is ${selection[name]}; expected that of the cache, ${state[name]}`)
+    }
+  }
+  return kept
 }
 
 /** Where rows go, checked: everything but the sizes, which the selection tells. */
@@ -61,13 +122,14 @@ export type Plan =
       readonly target: 'pages'
       readonly keys: readonly Tensor[]
       readonly values: readonly Tensor[]
-      readonly positions: readonly Tensor[]
+      /** Of the host they are there; on a GPU they may be yet to be allocated. */
+      readonly positions: readonly Tensor[] | undefined
       readonly valueNorms: readonly Tensor[] | undefined
       readonly freePages: readonly Int32Array[]
     }
 
 /** Checks a call's target against the cache. */
-export function planTarget(options: Target, state: CacheState): Plan {
+export function planTarget(options: Target, state: CacheState, device: Device): Plan {
   object(options, 'options', 'an object')
   const { target = 'ragged' } = options
   if (target === 'ragged') return { target }
@@ -83,10 +145,10 @@ export function planTarget(options: Target, state: CacheState): Plan {
   if (target !== 'pages') {
     throw new LaproxError('INVALID_ARGUMENT', `target is ${String(target)}; ${suggest(target, ['ragged', 'pages', 'in-place'])}`)
   }
-  return planPages(options as PagesTarget, state)
+  return planPages(options as PagesTarget, state, device)
 }
 
-function planPages(options: PagesTarget, state: CacheState): Plan {
+function planPages(options: PagesTarget, state: CacheState, device: Device): Plan {
   const keys = tensors(options.keys, 'keys')
   const pools = keys.length
   if (pools !== 1 && pools !== state.layers) {
@@ -98,12 +160,21 @@ function planPages(options: PagesTarget, state: CacheState): Plan {
   for (const [i, tensor] of keys.entries()) {
     shape(tensor, `keys[${i}]`, [-1, -1, state.headDim], '[pages, pageSize, d]')
     contiguousRows(tensor, `keys[${i}]`)
+    alignedRows(tensor, 'keys', i)
     if (tensor.dims[1] === 0) throw wrong(`keys[${i}]`, tensor, 'pages of at least one token')
   }
   checkPlane(values, 'values', keys, state.headDim)
-  const positions =
-    optionalPlane(options.positions, 'positions', keys, 'int32') ?? keys.map((tensor) => Tensor.zeros('int32', tensor.dims.slice(0, 2)))
+  let positions = optionalPlane(options.positions, 'positions', keys, 'int32')
+  if (positions === undefined && device.backend === 'cpu') positions = keys.map((tensor) => Tensor.zeros('int32', tensor.dims.slice(0, 2)))
   const valueNorms = optionalPlane(options.valueNorms, 'valueNorms', keys, 'float32')
+  for (const [list, at] of [
+    [keys, 'keys'],
+    [values, 'values'],
+    [positions, 'positions'],
+    [valueNorms, 'valueNorms'],
+  ] as const) {
+    located(list, at, device)
+  }
   const lists: readonly unknown[] = Array.isArray(options.freePages) ? options.freePages : [options.freePages]
   if (lists.length !== 1 && lists.length !== state.layers) {
     throw new LaproxError('INVALID_ARGUMENT', `freePages has ${lists.length} lists; expected one for all layers, or one per layer, ${state.layers}`)
@@ -111,8 +182,8 @@ function planPages(options: PagesTarget, state: CacheState): Plan {
   for (const [i, list] of lists.entries()) {
     if (!(list instanceof Int32Array)) throw wrong(lists.length === 1 ? 'freePages' : `freePages[${i}]`, list, 'an Int32Array of page ids')
   }
-  checkApart(positions, 'positions', [...keys, ...values, ...allOf(state)])
-  if (valueNorms !== undefined) checkApart(valueNorms, 'valueNorms', [...keys, ...values, ...positions, ...allOf(state)])
+  if (positions !== undefined) checkApart(positions, 'positions', [...keys, ...values, ...allOf(state)])
+  if (valueNorms !== undefined) checkApart(valueNorms, 'valueNorms', [...keys, ...values, ...(positions ?? []), ...allOf(state)])
   return { target: 'pages', keys, values, positions, valueNorms, freePages: lists as readonly Int32Array[] }
 }
 
@@ -123,15 +194,22 @@ function allOf(state: CacheState): Tensor[] {
 /** Planes of numbers share no byte with rows of keys and values; keys and values are checked row by row in native code. */
 function checkApart(list: readonly Tensor[], at: string, others: readonly Tensor[]): void {
   for (const [i, tensor] of list.entries()) {
-    const first = tensor.data.byteOffset + tensor.offset * elementBytes(tensor.type)
+    const range = rangeOf(tensor)
     for (const other of others) {
-      if (other.data.buffer !== tensor.data.buffer) continue
-      const begin = other.data.byteOffset + other.offset * elementBytes(other.type)
-      if (first < begin + byteExtent(other) && begin < first + byteExtent(tensor)) {
+      const { memory, begin, end } = rangeOf(other)
+      if (memory === range.memory && range.begin < end && begin < range.end) {
         throw new LaproxError('OVERLAP', `${at}[${i}] shares memory with other tensors of the call; expected memory of its own`)
       }
     }
   }
+}
+
+/** Bytes [begin, end) of a buffer, or of a GPU's memory. */
+function rangeOf(tensor: Tensor): { memory: unknown; begin: number; end: number } {
+  const place = placeOf(tensor)
+  const [memory, base] = typeof place === 'number' ? [tensor.device, place] : [place.buffer, place.byteOffset]
+  const begin = base + tensor.offset * elementBytes(tensor.type)
+  return { memory, begin, end: begin + byteExtent(tensor) }
 }
 
 /** What a compaction writes, and the cache that it leaves. */
@@ -141,6 +219,160 @@ interface Prepared {
   readonly pages: Int32Array
   finish(): CacheState
 }
+
+/** A compaction on a GPU, before its selection is known. */
+export interface PreparedOnDevice {
+  /** Does the work, given what it writes to; gives the cache that it leaves, and ends the one before where rows moved in it. */
+  run(
+    cache: KvCache,
+    work: (parts: { target: Section; rows?: NativeHandle; pageTable?: NativeHandle; counts: Float64Array; pages: Int32Array }) => Promise<{
+      /** Kept tokens of each segment. */
+      counts: () => Int32Array
+      numbers: Float64Array
+    }>,
+  ): Promise<KvCache>
+}
+
+/** `counts` are the kept tokens of each segment, where they are known. A promise where something must be allocated first. */
+export function prepareOnDevice(
+  device: Device,
+  plan: Plan,
+  state: CacheState,
+  counts: Int32Array | undefined,
+  hooks: Hooks,
+): PreparedOnDevice | Promise<PreparedOnDevice> {
+  const { layers } = state
+  switch (plan.target) {
+    case 'ragged': {
+      const rows: NativeHandle = {}
+      const target = new SectionWriter().push(toRagged, 0, 0, 0, 0).section()
+      return {
+        async run(_, work) {
+          const done = await work({ target, rows, counts: noCounts, pages: noPages })
+          return raggedOnDevice(device, state, done.counts, done.numbers, rows)
+        },
+      }
+    }
+    case 'in-place': {
+      const most = mostFreed(state)
+      const target = new SectionWriter().push(toInPlace, 0, 0, 0, most).section()
+      const freed = new Float64Array(layers)
+      const pages = allocate(Int32Array, most, 'the list of freed pages')
+      return {
+        async run(cache, work) {
+          const done = await work({ target, counts: freed, pages })
+          const result = cacheOf(device, thinned(state, done.counts(), freed, pages))
+          succeed(cache)
+          return result
+        },
+      }
+    }
+    case 'pages':
+      return plan.positions === undefined
+        ? withPositions(device, plan, hooks).then((whole) => preparePagesOnDevice(device, whole.plan, state, counts, whole.positions))
+        : preparePagesOnDevice(device, plan, state, counts)
+  }
+}
+
+/** The plan with positions for its pages, in new memory. */
+async function withPositions(device: Device, plan: Plan & { readonly target: 'pages' }, hooks: Hooks) {
+  const firsts = [0]
+  for (const { dims } of plan.keys) firsts.push(firsts.at(-1)! + dims[0]! * dims[1]!)
+  const positions = await allocateOn(device, firsts.at(-1)! * 4, hooks)
+  const tensors = plan.keys.map(({ dims }, i) => onDevice('int32', positions, dims.slice(0, 2), { offset: firsts[i]! }))
+  return { plan: { ...plan, positions: tensors }, positions }
+}
+
+function preparePagesOnDevice(
+  device: Device,
+  plan: Plan & { readonly target: 'pages' },
+  state: CacheState,
+  counts: Int32Array | undefined,
+  positions?: DeviceMemory,
+): PreparedOnDevice {
+  const pageTable: NativeHandle = {}
+  const { writer, planes, width, axes } = pagesTarget(plan, state, counts ?? state.lengths)
+  const used = new Float64Array(plan.freePages.length)
+  return {
+    async run(_, work) {
+      try {
+        const done = await work({ target: writer.push(0).section(), pageTable, counts: used, pages: noPages })
+        const { layers, sequences, kvHeads } = state
+        const perLayer = sequences * kvHeads * width
+        const table = new DeviceMemory(device, done.numbers[deviceNumbers.table]!, layers * perLayer * 4, pageTable)
+        return cacheOf(device, {
+          ...shapeOf(state),
+          kind: 'paged',
+          ...planes,
+          lengths: done.counts(),
+          axes,
+          tables: Array.from({ length: layers }, (_, i) => onDevice('int32', table, [sequences, kvHeads, width], { offset: i * perLayer })),
+          starts: undefined,
+          pagesUsed: Array.from(used),
+          owned: positions === undefined ? [table] : [table, positions],
+        })
+      } catch (error) {
+        positions?.dispose()
+        throw error
+      }
+    },
+  }
+}
+
+/** The cache of rows that a call has left in new memory. Its tensors, four a layer, are made when somebody asks for them. */
+function raggedOnDevice(device: Device, state: CacheState, counts: () => Int32Array, numbers: Float64Array, handle: NativeHandle): KvCache {
+  const { type, layers, sequences, kvHeads, headDim } = state
+  const base = numbers[deviceNumbers.keys]!
+  const norms = numbers[deviceNumbers.valueNorms]!
+  const integers = numbers[deviceNumbers.positions]!
+  const entries = numbers[deviceNumbers.rows]!
+  const memory = new DeviceMemory(device, base, (norms === 0 ? integers : norms) - base + entries * 4, handle)
+  const owned = [memory]
+  return lazyCacheOf(device, { kind: 'ragged', type, layers, sequences, kvHeads, headDim, entries, owned }, () => {
+    const lengths = counts()
+    const { starts, ends } = rowsOfLayers(lengths, layers)
+    const plane = (of: TensorTypeOfRows, address: number, width: number): Tensor[] => {
+      const first = (address - base) / elementBytes(of)
+      return ends.slice(1).map((end, i) => {
+        const rows = end - ends[i]!
+        return onDevice(of, memory, width === 0 ? [rows] : [rows, width], {
+          offset: rows === 0 ? 0 : first + ends[i]! * Math.max(width, 1),
+        }) as Tensor
+      })
+    }
+    return {
+      ...shapeOf(state),
+      kind: 'ragged',
+      keys: plane(type, base, headDim),
+      values: plane(type, numbers[deviceNumbers.values]!, headDim),
+      positions: plane('int32', integers, 0),
+      valueNorms: norms === 0 ? undefined : plane('float32', norms, 0),
+      lengths,
+      axes: axesOf('ragged', 2),
+      tables: undefined,
+      starts,
+      owned,
+    }
+  })
+}
+
+type TensorTypeOfRows = 'float32' | 'float16' | 'bfloat16' | 'int32'
+
+/** Rows of a ragged cache: where each segment begins in its layer, and where layers begin and end. */
+function rowsOfLayers(lengths: Int32Array, layers: number): { starts: Int32Array; ends: number[] } {
+  const segments = lengths.length / layers
+  const starts = new Int32Array(lengths.length)
+  const ends = [0]
+  let end = 0
+  for (let i = 0; i < lengths.length; i++) {
+    starts[i] = end - ends[ends.length - 1]!
+    end += lengths[i]!
+    if ((i + 1) % segments === 0) ends.push(end)
+  }
+  return { starts, ends }
+}
+
+const noCounts = new Float64Array(0)
 
 /** Compacts, and tells how long it took on the device. */
 export async function startCompact(
@@ -152,18 +384,13 @@ export async function startCompact(
   plan: Plan,
   { progress, flag }: Hooks,
 ): Promise<{ readonly cache: KvCache; readonly ms: number }> {
-  const kept = selectionSection(selection)
-  for (const name of ['layers', 'sequences', 'kvHeads'] as const) {
-    if (selection[name] !== state[name]) {
-      throw new LaproxError('INVALID_ARGUMENT', `selection: ${name} is ${selection[name]}; expected that of the cache, ${state[name]}`)
-    }
-  }
+  const kept = selectionOn(cache.device, state, selection)
   const prepared = prepare(plan, state, selection)
   const held: Held<undefined> = [undefined, progress, flag, ...section.buffers, ...kept.buffers, ...prepared.target.buffers]
   held.push(prepared.table, prepared.pages)
   await native().compact(device, section.numbers, kept.numbers, prepared.target.numbers, held)
   const result = cacheOf(cache.device, prepared.finish())
-  if (plan.target === 'in-place') cache.dispose()
+  if (plan.target === 'in-place') succeed(cache)
   return { cache: result, ms: prepared.table[0]! * 1000 }
 }
 
@@ -203,12 +430,7 @@ function prepareRagged(state: CacheState, selection: Selection): Prepared {
     pages: noPages,
     finish() {
       const lengths = selection.counts
-      const segments = lengths.length / layers
-      const starts = new Int32Array(lengths.length)
-      const ends = selection.offsets.filter((_, i) => i % segments === 0)
-      for (let i = 0; i < layers; i++) {
-        starts.set(cumulative(lengths.subarray(i * segments, (i + 1) * segments)).subarray(0, segments), i * segments)
-      }
+      const { starts, ends } = rowsOfLayers(lengths, layers)
       const split = (tensor: Tensor): Tensor[] => Array.from({ length: layers }, (_, i) => rowsOf(tensor, ends[i]!, ends[i + 1]!))
       return {
         ...shapeOf(state),
@@ -227,52 +449,36 @@ function prepareRagged(state: CacheState, selection: Selection): Prepared {
 }
 
 function prepareInPlace(state: CacheState, selection: Selection): Prepared {
-  const { layers, tables } = state
-  // A page that the heads share is counted for each of them here, which is enough.
-  const segments = state.lengths.length / layers
-  const most =
-    tables === undefined
-      ? 0
-      : state.lengths.reduce((sum, length, i) => sum + pagesFor(length, state.keys[Math.floor(i / segments)]!.dims[state.axes.token]!), 0)
-  const table = new Float64Array(1 + layers)
-  const pages = allocate(Int32Array, most, 'the list of freed pages')
+  const table = new Float64Array(1 + state.layers)
+  const pages = allocate(Int32Array, mostFreed(state), 'the list of freed pages')
   return {
     target: new SectionWriter().push(toInPlace, 0, 0, 0).section(),
     table,
     pages,
-    finish() {
-      const freed = cumulative(Int32Array.from(table.subarray(1)))
-      const { pagesUsed: _, ...kept } = state
-      return {
-        ...kept,
-        lengths: selection.counts,
-        ...(tables === undefined ? {} : { freedPages: Array.from({ length: layers }, (_, i) => pages.slice(freed[i]!, freed[i + 1]!)) }),
-      }
-    },
+    finish: () => thinned(state, selection.counts, table.subarray(1), pages),
   }
+}
+
+/** How many pages an in-place compaction may free at most. A page that the heads share is counted for each of them, which is enough. */
+function mostFreed({ layers, tables, lengths, keys, axes }: CacheState): number {
+  if (tables === undefined) return 0
+  const segments = lengths.length / layers
+  return lengths.reduce((sum, length, i) => sum + pagesFor(length, keys[Math.floor(i / segments)]!.dims[axes.token]!), 0)
+}
+
+/** The cache whose rows have moved to the front of each segment; `counts` are of the freed pages of each layer. */
+function thinned(state: CacheState, lengths: Int32Array, counts: Float64Array, pages: Int32Array): CacheState {
+  const { pagesUsed: _, ...kept } = state
+  if (state.tables === undefined) return { ...kept, lengths }
+  const freed = cumulative(Int32Array.from(counts))
+  return { ...kept, lengths, freedPages: Array.from({ length: state.layers }, (_, i) => pages.slice(freed[i]!, freed[i + 1]!)) }
 }
 
 function preparePages(plan: Plan & { readonly target: 'pages' }, state: CacheState, selection: Selection): Prepared {
   const { layers, sequences, kvHeads } = state
-  const axes = axesOf('paged', 3, 'NHD')
-  const perLayer = <T>(list: readonly T[]): T[] => Array.from({ length: layers }, (_, i) => list[list.length === 1 ? 0 : i]!)
-  const planes = {
-    keys: perLayer(plan.keys),
-    values: perLayer(plan.values),
-    positions: perLayer(plan.positions),
-    valueNorms: plan.valueNorms && state.valueNorms && perLayer(plan.valueNorms),
-  }
   const lengths = selection.counts
+  const { writer, planes, width, axes } = pagesTarget(plan, state, lengths)
   const segments = sequences * kvHeads
-  const pageSize = (i: number): number => planes.keys[Math.floor(i / segments)]!.dims[1]!
-  const width = lengths.reduce((most, length, i) => Math.max(most, pagesFor(length, pageSize(i))), 1)
-  const writer = new SectionWriter()
-  writer.push(toPages, width, layers)
-  for (let layer = 0; layer < layers; layer++) {
-    for (const list of [planes.keys, planes.values, planes.positions, planes.valueNorms]) writePlane(writer, list?.[layer], axes)
-    writer.push(planes.keys[layer]!.dims[1]!)
-  }
-  writer.push(plan.freePages.length, ...plan.freePages.map((list) => writer.buffer(list)))
   const table = new Float64Array(1 + plan.freePages.length)
   const pages = allocate(Int32Array, lengths.length * width, 'the page table')
   return {
@@ -295,6 +501,30 @@ function preparePages(plan: Plan & { readonly target: 'pages' }, state: CacheSta
   }
 }
 
+/** New pages for segments of at most these lengths. */
+function pagesTarget(plan: Plan & { readonly target: 'pages' }, state: CacheState, lengths: Int32Array) {
+  const { layers, sequences, kvHeads } = state
+  const axes = axesOf('paged', 3, 'NHD')
+  const perLayer = <T>(list: readonly T[]): T[] => Array.from({ length: layers }, (_, i) => list[list.length === 1 ? 0 : i]!)
+  const planes = {
+    keys: perLayer(plan.keys),
+    values: perLayer(plan.values),
+    positions: perLayer(plan.positions!),
+    valueNorms: plan.valueNorms && state.valueNorms && perLayer(plan.valueNorms),
+  }
+  const segments = sequences * kvHeads
+  const pageSize = (i: number): number => planes.keys[Math.floor(i / segments)]!.dims[1]!
+  const width = lengths.reduce((most, length, i) => Math.max(most, pagesFor(length, pageSize(i))), 1)
+  const writer = new SectionWriter()
+  writer.push(toPages, width, layers)
+  for (let layer = 0; layer < layers; layer++) {
+    for (const list of [planes.keys, planes.values, planes.positions, planes.valueNorms]) writePlane(writer, list?.[layer], axes)
+    writer.push(planes.keys[layer]!.dims[1]!)
+  }
+  writer.push(plan.freePages.length, ...plan.freePages.map((list) => writer.buffer(list)))
+  return { writer, planes, width, axes }
+}
+
 const noPages = new Int32Array(0)
 
 function pagesFor(rows: number, pageSize: number): number {
@@ -312,12 +542,13 @@ function shapeOf({
   contextLengths,
   lengths,
 }: CacheState): Pick<CacheState, 'type' | 'layers' | 'sequences' | 'kvHeads' | 'headDim' | 'contextLengths'> {
+  if (positions !== undefined) return { type, layers, sequences, kvHeads, headDim, contextLengths }
   const contexts = new Int32Array(sequences)
-  for (const [i, length] of lengths.entries()) {
+  for (let i = 0; i < lengths.length; i++) {
     const sequence = Math.floor(i / kvHeads) % sequences
-    contexts[sequence] = Math.max(contexts[sequence]!, length)
+    if (lengths[i]! > contexts[sequence]!) contexts[sequence] = lengths[i]!
   }
-  return { type, layers, sequences, kvHeads, headDim, contextLengths: positions === undefined ? contexts : contextLengths }
+  return { type, layers, sequences, kvHeads, headDim, contextLengths: contexts }
 }
 
 function newTensor<T extends 'float32' | 'float16' | 'bfloat16' | 'int32'>(type: T, dims: readonly number[], at: string): Tensor<T> {

@@ -5,6 +5,9 @@ import { type NativeHandle, native } from './native.js'
 /** `auto` is the first CUDA device where there is one, and else the CPU. */
 export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 
+/** Which kernels a CUDA device uses. */
+export type Kernels = 'auto' | 'plain' | 'portable' | 'hopper'
+
 /** The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64. Results may differ between them in the last bits. */
 export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512'
 
@@ -13,6 +16,11 @@ export interface DeviceOptions {
   readonly threads?: number | undefined
   /** CPU: default `auto`, the best that the machine has. One that it lacks is `UNSUPPORTED`. */
   readonly instructionSet?: InstructionSet | undefined
+  /**
+   * CUDA, for tests and comparisons: `plain` serves any shape on any GPU, `portable` is for every GPU of compute capability 8.0 and
+   * newer, `hopper` for 9.0. Default `auto`, the fastest. One of another chip is `UNSUPPORTED`.
+   */
+  readonly kernels?: Kernels | undefined
 }
 
 /** Whether a backend can be used here, and why not. */
@@ -46,6 +54,7 @@ export interface DeviceInfo {
 }
 
 const backendNames = ['cpu', 'cuda'] as const
+const kernelNames: readonly Kernels[] = ['auto', 'plain', 'portable', 'hopper']
 const instructionSets: readonly InstructionSet[] = ['auto', 'baseline', 'avx2', 'avx512']
 
 /** The handle of a device; throws `DISPOSED`, or `INVALID_ARGUMENT` for what is none. */
@@ -54,8 +63,10 @@ export let handleOf: (device: Device) => NativeHandle
 export let lease: (device: Device) => () => void
 
 /**
- * A processor with its own threads. Calls on a device run one after the other, off the JavaScript thread; calls on different
- * devices run at the same time. Dispose of it when done: the garbage collector is only a safety net.
+ * A processor with its own threads, or a GPU. Calls on a CPU device run one after the other, off the JavaScript thread; calls on
+ * different devices run at the same time. Calls on a GPU are put on their stream by a thread of the device, in the order they
+ * were made, soon after they return: what the caller puts on the stream is ordered after a call once its promise is fulfilled.
+ * No thread waits for the GPU. Dispose of a device when done: the garbage collector is only a safety net.
  *
  *     using device = await Device.open('auto')
  *     console.log(device.info())
@@ -116,8 +127,11 @@ export class Device implements Disposable {
     if (isa < 0) {
       throw new LaproxError('INVALID_ARGUMENT', `options.instructionSet is ${show(instructionSet)}; ${suggest(instructionSet, instructionSets)}`)
     }
+    const chosen = options.kernels ?? 'auto'
+    const kernels = kernelNames.indexOf(chosen)
+    if (kernels < 0) throw new LaproxError('INVALID_ARGUMENT', `options.kernels is ${show(chosen)}; ${suggest(chosen, kernelNames)}`)
     const open = async (backend: number, index: number): Promise<Device> =>
-      new Device(await native().openDevice(backend, index, threads, isa, [{}, undefined, undefined]))
+      new Device(await native().openDevice(backend, index, threads, isa, kernels, [{}, undefined, undefined]))
     if (cuda !== null) return open(1, Number(cuda[1] ?? 0))
     if (name === 'auto' && native().backendInfo(1)[0]) {
       try {
@@ -128,6 +142,26 @@ export class Device implements Disposable {
       }
     }
     return open(0, 0)
+  }
+
+  /** The kind of device. */
+  get backend(): 'cpu' | 'cuda' {
+    return this.#info.backend
+  }
+
+  /** Its name as {@link Device.open} takes it: "cpu", "cuda:0". */
+  get name(): string {
+    const { backend, index } = this.#info
+    return backend === 'cpu' ? backend : `${backend}:${index}`
+  }
+
+  /**
+   * Why a GPU can no longer be used: CUDA's name for an error that has made its context unusable, which lasts until the process
+   * ends. Undefined while it can be used. Calls under way at that time have rejected with `DEVICE_ERROR`, and so do new ones.
+   */
+  get lost(): string | undefined {
+    const why = native().deviceLost(this.#handle)
+    return why === '' ? undefined : why
   }
 
   /** What the device is, and which backends there are; also after its disposal. */

@@ -11,7 +11,7 @@
 export { type CacheDescription, type ContiguousDescription, type Integers, KvCache, type PagedDescription, type RaggedDescription } from './cache.js'
 export type { CallOptions } from './call.js'
 export { compact, type InPlaceTarget, type PagesTarget, type RaggedTarget, type Target } from './compact.js'
-export { type BackendInfo, Device, type DeviceInfo, type DeviceName, type DeviceOptions, type InstructionSet } from './device.js'
+export { type BackendInfo, Device, type DeviceInfo, type DeviceName, type DeviceOptions, type InstructionSet, type Kernels } from './device.js'
 export { LaproxError, type LaproxErrorCode } from './errors.js'
 export { type Eviction, type EvictOptions, type EvictReport, evict } from './evict.js'
 export { AttentionModel, type ModelDescription, type PerLayer } from './model.js'

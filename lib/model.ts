@@ -2,7 +2,7 @@ import { byteExtent, byteStride, floatType, integer, maxInt32, object, shape, te
 import { type Device, handleOf } from './device.js'
 import { LaproxError } from './errors.js'
 import { type NativeHandle, native, type Section, SectionWriter } from './native.js'
-import { elementBytes, type FloatType, type Tensor } from './tensor.js'
+import type { FloatType, Tensor } from './tensor.js'
 
 /** One value for all layers, or one per layer. */
 export type PerLayer<T> = T | readonly T[]
@@ -18,7 +18,8 @@ export interface ModelDescription {
   readonly headDim: number
   /**
    * Per layer the output projection W_O as `o_proj.weight` [D, H * d], float32, float16 or bfloat16, with any strides. Policies
-   * that look at ||v W|| need them. The model holds on to them: those with projected l1 norms (`criticalkv`) read them again.
+   * that look at ||v W|| need them. On a CPU device the model holds on to them: those with projected l1 norms (`criticalkv`) read
+   * them again. For a GPU they may be in its memory, or in the host's: then they are there for as long as the factors take.
    */
   readonly outputProjections?: readonly Tensor[] | undefined
   /** Of the logits. Default (and 0): 1 / sqrt(d). */
@@ -38,7 +39,7 @@ export let projectionsOf: (model: AttentionModel) => readonly ArrayBufferView[]
 
 /**
  * What laprox needs to know of a model: shapes, how its logits become attention, and factors of its output projections,
- * derived once. Factors take (H / G * d)^2 * 4 bytes per layer and KV head.
+ * derived once. Factors take (H / G * d)^2 * 4 bytes per layer and KV head; on a GPU they are in its memory.
  *
  *     const model = AttentionModel.create(device, { layers, queryHeads, kvHeads, headDim, outputProjections })
  */
@@ -71,9 +72,10 @@ export class AttentionModel implements Disposable {
     if (this.queryHeads % this.kvHeads !== 0) throw wrong('queryHeads', this.queryHeads, `a multiple of kvHeads, ${this.kvHeads}`)
     this.projected = description.outputProjections !== undefined
     const { numbers, buffers } = encode(this, description)
-    this.#projections = description.outputProjections?.slice() ?? []
+    const projections = description.outputProjections?.slice()
+    this.#projections = device.backend === 'cpu' && projections !== undefined ? projections : []
     this.#handle = {}
-    const created = native().createModel(deviceHandle, numbers, [this.#handle, undefined, undefined, ...buffers])
+    const created = native().createModel(deviceHandle, numbers, [this.#handle, projections, undefined, ...buffers])
     this.ready = created.then(() => undefined)
     // Whoever does not look at `ready` sees the failure in the calls; it should not end the process.
     this.ready.catch(() => undefined)
@@ -126,6 +128,12 @@ function encode(model: AttentionModel, description: ModelDescription): Section {
     type = floatType(projections, 'outputProjections')
     modelDim = projections[0]!.dims[0] ?? 0
     for (const [i, tensor] of projections.entries()) {
+      if (tensor.device !== undefined && tensor.device !== model.device) {
+        throw new LaproxError(
+          'DEVICE_MISMATCH',
+          `outputProjections[${i}] is in the memory of ${tensor.device.name}; expected that of this ${model.device.name}, or the host's`,
+        )
+      }
       shape(tensor, `outputProjections[${i}]`, [modelDim, queryHeads * headDim], '[D, queryHeads * headDim]')
     }
     if (modelDim === 0) throw wrong('outputProjections[0]', projections[0], 'D of at least 1')
@@ -139,10 +147,7 @@ function encode(model: AttentionModel, description: ModelDescription): Section {
   for (let i = 0; i < layers; i++) {
     const tensor = projections?.[i]
     if (tensor === undefined) writer.push(-1, 0, 0, 0, 0)
-    else {
-      writer.push(writer.buffer(tensor.data), tensor.offset * elementBytes(type), byteExtent(tensor))
-      writer.push(byteStride(tensor, 1), byteStride(tensor, 0))
-    }
+    else writer.place(tensor).push(byteExtent(tensor), byteStride(tensor, 1), byteStride(tensor, 0))
     writer.push(scales[i]!, softCaps[i]!, windows[i]!, writer.buffer(sinks[i] ?? undefined))
   }
   return writer.section()

@@ -3,9 +3,10 @@ import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { LaproxError } from './errors.js'
+import { elementBytes, placeOf, type Tensor } from './tensor.js'
 
 /** Raised with every change of a function's arguments or of a section's numbers: native/addon/addon.cpp has the same number. */
-const bindingVersion = 1
+const bindingVersion = 2
 /** LAPROX_ABI_VERSION of native/include/laprox/laprox.h. */
 const abiVersion = 2
 
@@ -16,14 +17,21 @@ export interface NativeHandle {
 declare const nativeKind: unique symbol
 
 /**
- * What one call holds on to until it is settled: what its promise is fulfilled with, its progress function, its abort flag
- * (an Int32Array that is 0 until the call should end), then every typed array that native code reads or writes.
+ * What one call holds on to until it is settled: what its promise is fulfilled with, its progress function (or, for calls on a
+ * GPU, whatever else must not be collected), its abort flag (an Int32Array that is 0 until the call should end), then every
+ * typed array that native code reads or writes.
  */
-export type Held<T> = [result: T, progress: ((done: number) => void) | undefined, flag: Int32Array | undefined, ...buffers: ArrayBufferView[]]
+export type Held<T> = [
+  result: T,
+  progress: ((done: number) => void) | object | undefined,
+  flag: Int32Array | undefined,
+  ...buffers: ArrayBufferView[],
+]
 
 /**
  * A description as flat numbers, and the typed arrays it talks about. The numbers begin with how many arrays there are; an
- * array is named by its index among them, -1 for none. Booleans and enumerators are their numbers in laprox.h. The sections:
+ * array is named by its index among them, -1 for none. Where there is an offset beside it, -2 stands for memory of a GPU, and
+ * its address for the offset; lengths and the like of a call on a GPU are typed arrays, which go up with the call. Booleans and enumerators are their numbers in laprox.h. The sections:
  *
  * - model: layers, queryHeads, kvHeads, headDim, modelDim, dtype, then per layer: projection (buffer, byte offset, bytes),
  *   its row and column stride in bytes, scale, softCap, slidingWindow, sink logits (buffer)
@@ -33,13 +41,14 @@ export type Held<T> = [result: T, progress: ((done: number) => void) | undefined
  * - a plane: buffer, byte offset, bytes, page stride, token stride, head stride in bytes
  * - window: layers (0: there is none), dtype, rows, base of the log-sum-exp, then per layer: queries (buffer, byte offset,
  *   bytes, sequence, head and row stride in bytes), log-sum-exp (the same)
- * - scores: layers, sequences, kvHeads, bytes per entry, then buffers: lengths, data, positions, context lengths
+ * - scores: layers, sequences, kvHeads, bytes per entry, then buffers: lengths, data, positions, context lengths; on a GPU
+ *   layers, sequences, kvHeads, bytes per entry, stride of a segment, lengths, context lengths (buffers), data, positions (places)
  * - score rule: statistic, attention, value, aggregation, sharing, seed, number of layer weights, the weights
  * - select rule: pooling, its width, scope, kind of budget, ratio, amount, floor, pyramid beta, sinks, recent, non-finite,
  *   number of pinned ranges, their begins and ends
- * - selection: tokens (buffer), offsets (buffer)
+ * - selection: tokens (buffer), offsets (buffer); on a GPU tokens (place), their number, offsets (buffer)
  * - target: lpx_target, width of the page table, number of sets of planes, per set the four planes and the page size, number
- *   of free lists, their buffers
+ *   of free lists, their buffers; on a GPU also the room for ids of freed pages
  */
 export interface Section {
   readonly numbers: Float64Array
@@ -59,9 +68,11 @@ export interface Native {
   initialize(errorClass: typeof LaproxError): void
   backendInfo(backend: number): [available: boolean, deviceCount: number, code: string, reason: string]
   /** held[0], an empty object, becomes the handle. */
-  openDevice(backend: number, index: number, threads: number, isa: number, held: Held<NativeHandle>): Promise<NativeHandle>
+  openDevice(backend: number, index: number, threads: number, isa: number, kernels: number, held: Held<NativeHandle>): Promise<NativeHandle>
   /** Calls under way go on; new ones are refused. */
   closeDevice(device: NativeHandle): void
+  /** Why a device cannot be used any more; empty where it can. */
+  deviceLost(device: NativeHandle): string
   deviceInfo(device: NativeHandle): [backend: number, index: number, threads: number, memoryBytes: number, name: string, isa: string]
   /** Ends those queued calls whose flag is set; running ones see it by themselves. */
   sweep(device: NativeHandle): void
@@ -83,7 +94,56 @@ export interface Native {
   ): Promise<T>
   /** Further buffers: [seconds, ...pages used or freed], page ids. */
   compact<T>(device: NativeHandle, cache: Float64Array, selection: Float64Array, target: Float64Array, held: Held<T>): Promise<T>
+  /** CPU: writes the planes of value norms. */
+  valueNorms<T>(device: NativeHandle, cache: Float64Array, held: Held<T>): Promise<T>
+
+  // GPUs. `streams`: the stream, an event to wait for, an event to record, as numbers; 0 for the device's own, none, none.
+
+  /**
+   * Stages of one call, a sum of {@link stage}. `handles` are of the memory that the call allocates, for tokens, scores, rows and a page
+   * table: empty objects, which become handles. Further buffers: {@link deviceNumbers}, the selection's memory without
+   * tokens, counts of pages, ids of freed pages.
+   */
+  enqueue<T>(
+    device: NativeHandle,
+    model: NativeHandle | null,
+    streams: Float64Array,
+    stages: number,
+    cache: Float64Array | null,
+    window: Float64Array | null,
+    scoreRule: Float64Array | null,
+    selectRule: Float64Array | null,
+    scores: Float64Array | null,
+    selection: Float64Array | null,
+    target: Float64Array | null,
+    handles: readonly (NativeHandle | null)[],
+    held: Held<T>,
+  ): Promise<T>
+  /** `handle`, an empty object, becomes the memory's. Further buffer: [address]. */
+  allocateMemory<T>(device: NativeHandle, streams: Float64Array, handle: NativeHandle, bytes: number, held: Held<T>): Promise<T>
+  freeMemory(memory: NativeHandle): void
+  /** As allocateMemory; the buffer after [address] is copied, to an address where one stands in place of the handle. */
+  upload<T>(device: NativeHandle, streams: Float64Array, handle: NativeHandle | number, bytes: number, held: Held<T>): Promise<T>
+  /** held[0] gets `data`. */
+  download<T extends { data?: ArrayBuffer }>(device: NativeHandle, streams: Float64Array, address: number, bytes: number, held: Held<T>): Promise<T>
 }
+
+/** The stages of {@link Native.enqueue}. */
+export const stage = { valueNorms: 1, score: 2, select: 4, selectCache: 8, compact: 16 } as const
+
+/** What {@link Native.enqueue} tells about the memory it allocated: addresses, the scores' stride, the number of kept rows. */
+export const deviceNumbers = {
+  tokens: 0,
+  scores: 1,
+  stride: 2,
+  rows: 3,
+  keys: 4,
+  values: 5,
+  positions: 6,
+  valueNorms: 7,
+  table: 8,
+  count: 9,
+} as const
 
 /** Collects the numbers and typed arrays of a {@link Section}. */
 export class SectionWriter {
@@ -106,9 +166,17 @@ export class SectionWriter {
     return index
   }
 
+  /** Where the tensor's first element is, or the one `skipped` elements further on: two numbers. */
+  place(tensor: Tensor | undefined, skipped = 0): this {
+    if (tensor === undefined) return this.push(-1, 0)
+    const place = placeOf(tensor)
+    const bytes = (tensor.offset + skipped) * elementBytes(tensor.type)
+    return typeof place === 'number' ? this.push(-2, place + bytes) : this.push(this.buffer(place), bytes)
+  }
+
   section(): Section {
     this.#numbers[0] = this.#buffers.size
-    return { numbers: Float64Array.from(this.#numbers), buffers: [...this.#buffers.keys()] }
+    return { numbers: new Float64Array(this.#numbers), buffers: [...this.#buffers.keys()] }
   }
 }
 

@@ -1,3 +1,4 @@
+import { maxInt32, wrong } from './check.js'
 import { LaproxError, show, suggest } from './errors.js'
 
 /**
@@ -261,7 +262,7 @@ export function policy(name: string, options: PolicyOptions & PyramidOptions & R
   if (preset.score.statistic === 'random') names.push('seed')
   const at = `options of ${name}`
   const given = fields(options, at, names)
-  if (given.keep === undefined) throw missing(`${at}: keep`, 'a ratio in (0, 1] or a budget')
+  if (given.keep === undefined) throw wrong(`${at}: keep`, undefined, 'a ratio in (0, 1] or a budget')
   const seed = given.seed === undefined ? 0 : integer(given.seed, `${at}: seed`, 0, Number.MAX_SAFE_INTEGER)
   const window = or(given.window, preset.window ?? 32)
   const { layerWeights } = given
@@ -321,7 +322,6 @@ const policyFields = [
   'pinned',
   'nonFinite',
 ]
-const maxInt32 = 2 ** 31 - 1
 
 function checked(value: unknown, at: string, budgetName: string): Policy {
   const from = fields(value, at, policyFields)
@@ -438,7 +438,7 @@ function fields(value: unknown, at: string, names?: readonly string[]): Readonly
 
 function oneOf<const Name extends string>(value: unknown, at: string, names: readonly Name[]): Name {
   if (names.includes(value as Name)) return value as Name
-  if (value === undefined) throw missing(at, `one of ${names.join(', ')}`)
+  if (value === undefined) throw wrong(at, value, `one of ${names.join(', ')}`)
   throw new LaproxError('INVALID_ARGUMENT', `${at} is ${show(value)}; ${suggest(value, names)}`)
 }
 
@@ -455,13 +455,4 @@ function integer(value: unknown, at: string, least: number, most: number): numbe
 function number(value: unknown, at: string, least: number, most: number, expected: string): number {
   if (typeof value === 'number' && value >= least && value <= most) return value + 0
   throw wrong(at, value, expected)
-}
-
-function wrong(at: string, value: unknown, expected: string): LaproxError {
-  if (value === undefined) return missing(at, expected)
-  return new LaproxError('INVALID_ARGUMENT', `${at} is ${show(value)}; expected ${expected}`)
-}
-
-function missing(at: string, expected: string): LaproxError {
-  return new LaproxError('INVALID_ARGUMENT', `${at} is missing; expected ${expected}`)
 }

@@ -1,14 +1,16 @@
 import type { KvCache } from './cache.js'
-import { type CallOptions, call, type Hooks } from './call.js'
+import { asksNothing, type CallOptions, call, type Hooks, noHooks } from './call.js'
 import { allocate, integer, object, wrong } from './check.js'
 import { type Device, handleOf, sharedDevice } from './device.js'
+import { startWork } from './enqueue.js'
 import { LaproxError } from './errors.js'
+import { DeviceMemory } from './memory.js'
 import type { AttentionModel } from './model.js'
-import { type Held, type NativeHandle, native, reportNumbers, type Section } from './native.js'
+import { deviceNumbers, type Held, type NativeHandle, native, reportNumbers, type Section, SectionWriter, stage } from './native.js'
 import type { Policy } from './policy.js'
 import { mostKept, type Rules, rulesOf } from './rules.js'
 import { checkArray, type ScoreInputs, type Scores, type Shape, scoreInputs, sectionOf, segmentIndex } from './score.js'
-import { elementBytes } from './tensor.js'
+import { elementBytes, memoryOf, onDevice, Tensor } from './tensor.js'
 import type { Window } from './window.js'
 
 /** How a selection came about. */
@@ -28,9 +30,9 @@ export interface SelectReport {
   readonly exactScores: number
   /** Why the full path ran where pruning was possible. */
   readonly fallback?: string
-  /** Milliseconds of scoring (bounds included); 0 for given scores. */
+  /** Milliseconds of scoring (bounds included); 0 for given scores, and on a GPU, whose time events tell. */
   readonly msScore: number
-  /** Milliseconds of ranking. */
+  /** Milliseconds of ranking; 0 on a GPU. */
   readonly msSelect: number
 }
 
@@ -48,35 +50,46 @@ export interface SelectionDescription {
 
 /** Tokens and offsets of a selection for native code; throws `DETACHED` where their memory is gone. */
 export let selectionSection: (selection: Selection) => Section
-/** A selection over memory that native code fills. */
-let selectionOf: (shape: Shape, memory: Float64Array) => Selection
+/** A selection over memory that native code fills; its tokens may be on a GPU. */
+export let selectionOf: (shape: Shape, memory: Float64Array, tokens?: DeviceMemory) => Selection
 
 /**
- * Which tokens of each segment are kept: data alone, which holds no native memory. A *segment* is one (layer, sequence, KV
- * head); segments are numbered (layer * sequences + sequence) * kvHeads + head.
+ * Which tokens of each segment are kept. A *segment* is one (layer, sequence, KV head); segments are numbered
+ * (layer * sequences + sequence) * kvHeads + head. A selection made on a GPU has its counts and its report here, and its tokens
+ * there, ready to compact: {@link Selection.to} copies them. Dispose of it, or let the garbage collector.
  */
-export class Selection implements Shape {
+export class Selection implements Shape, Disposable {
   readonly layers: number
   readonly sequences: number
   readonly kvHeads: number
   /** [segments + 1] offsets, the report, and (unless they come from elsewhere) the tokens: see `Section` in native.ts. */
   readonly #memory: Float64Array
   #tokens: Int32Array | undefined
+  /** Where the tokens are, on a GPU. */
+  readonly #device: DeviceMemory | undefined
+  #tensor: Tensor<'int32'> | undefined
   #offsets: Float64Array | undefined
   #report: SelectReport | undefined
 
-  private constructor(shape: Shape, memory: Float64Array, tokens?: Int32Array) {
+  private constructor(shape: Shape, memory: Float64Array, tokens?: Int32Array | DeviceMemory) {
     this.layers = shape.layers
     this.sequences = shape.sequences
     this.kvHeads = shape.kvHeads
     this.#memory = memory
-    this.#tokens = tokens
+    if (tokens instanceof DeviceMemory) this.#device = tokens
+    else this.#tokens = tokens
   }
 
   static {
-    selectionOf = (shape, memory) => new Selection(shape, memory)
+    selectionOf = (shape, memory, tokens) => new Selection(shape, memory, tokens)
     selectionSection = (selection) => {
       if (!(selection instanceof Selection)) throw wrong('selection', selection, 'a Selection')
+      if (selection.#device !== undefined) {
+        const { tensor } = selection
+        const writer = new SectionWriter()
+        writer.place(tensor).push(tensor.size, writer.buffer(selection.offsets))
+        return writer.section()
+      }
       const { tokens, offsets } = selection
       if (tokens.length !== offsets.at(-1)) {
         throw new LaproxError('DETACHED', 'the buffer of the selection has been detached: it was transferred elsewhere')
@@ -108,8 +121,57 @@ export class Selection implements Shape {
     return new Selection({ layers, sequences, kvHeads }, memory, tokens)
   }
 
-  /** The kept tokens of all segments, one after the other, ascending in each: indices into the segment, not positions. */
+  /** Where the tokens are. */
+  get location(): 'cpu' | 'cuda' {
+    return this.#device === undefined ? 'cpu' : 'cuda'
+  }
+
+  /** The GPU that has the tokens; undefined where the host has them. */
+  get device(): Device | undefined {
+    return this.#device?.device
+  }
+
+  /** The tokens as a tensor [entries], wherever they are: see {@link Selection.tokens}. */
+  get tensor(): Tensor<'int32'> {
+    if (this.#device === undefined) return new Tensor('int32', this.tokens, [this.tokens.length])
+    this.#tensor ??= onDevice('int32', this.#device, [this.entries])
+    return this.#tensor
+  }
+
+  /**
+   * The same selection with its tokens on a device, or in host memory: itself where they are there, else a copy.
+   *
+   * @throws LaproxError (as a rejection) as {@link Tensor.to}
+   */
+  async to(device: Device | 'cpu', options?: CallOptions): Promise<Selection> {
+    const { tensor } = this
+    const moved = await tensor.to(device, options)
+    if (moved === tensor) return this
+    const table = this.#memory.slice(0, tableLength(this.#segments))
+    return new Selection(this, table, moved.location === 'cpu' ? moved.data : memoryOf(moved))
+  }
+
+  /** Gives tokens in the memory of a GPU back, once the calls that use them have ended. Doing it twice is no error. */
+  dispose(): void {
+    this.#device?.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /**
+   * The kept tokens of all segments, one after the other, ascending in each: indices into the segment, not positions.
+   *
+   * @throws LaproxError `DEVICE_MISMATCH` where they are in the memory of a GPU: see {@link Selection.to}
+   */
   get tokens(): Int32Array {
+    if (this.#device !== undefined) {
+      throw new LaproxError(
+        'DEVICE_MISMATCH',
+        `the tokens of the selection are in the memory of ${this.#device.device.name}: copy them first, by await selection.to('cpu')`,
+      )
+    }
     this.#tokens ??= new Int32Array(this.#memory.buffer, tableLength(this.#segments) * 8, this.#memory[this.#segments])
     return this.#tokens
   }
@@ -122,13 +184,15 @@ export class Selection implements Shape {
 
   /** [segments] kept tokens of each: a copy. */
   get counts(): Int32Array {
-    const { offsets } = this
-    return Int32Array.from({ length: offsets.length - 1 }, (_, i) => offsets[i + 1]! - offsets[i]!)
+    const offsets = this.#memory
+    const counts = new Int32Array(this.#segments)
+    for (let i = 0; i < counts.length; i++) counts[i] = offsets[i + 1]! - offsets[i]!
+    return counts
   }
 
   /** Kept tokens of all segments together. */
   get entries(): number {
-    return this.offsets.at(-1)!
+    return this.#memory[this.#segments]!
   }
 
   /** How it came about; of a selection from elsewhere, `kept` alone is known. */
@@ -153,14 +217,18 @@ export class Selection implements Shape {
   }
 }
 
-function tableLength(segments: number): number {
+export function tableLength(segments: number): number {
   return segments + 1 + reportNumbers.count + reportNumbers.fallbackBytes / 8
 }
 
 function readReport(table: Float64Array, first: number): SelectReport {
-  const bytes = new Uint8Array(table.buffer, table.byteOffset + (first + reportNumbers.count) * 8, reportNumbers.fallbackBytes)
-  const end = bytes.indexOf(0)
-  const fallback = String.fromCharCode(...bytes.subarray(0, end < 0 ? bytes.length : end))
+  let fallback = ''
+  // All zeros: none, which is the usual case.
+  if (table[first + reportNumbers.count] !== 0) {
+    const bytes = new Uint8Array(table.buffer, table.byteOffset + (first + reportNumbers.count) * 8, reportNumbers.fallbackBytes)
+    const end = bytes.indexOf(0)
+    fallback = String.fromCharCode(...bytes.subarray(0, end < 0 ? bytes.length : end))
+  }
   return Object.freeze({
     entries: table[first]!,
     kept: table[first + 1]!,
@@ -177,11 +245,12 @@ function readReport(table: Float64Array, first: number): SelectReport {
 
 /** What {@link select} takes. */
 export interface SelectOptions extends CallOptions {
-  /** Where to rank. Default: the device that the first call without one opens, a CPU device that lives until the process ends. */
+  /**
+   * Where to rank. Default: where the scores are, if on a GPU; else the device that the first call without one opens, a CPU
+   * device that lives until the process ends.
+   */
   readonly device?: Device | undefined
 }
-
-const noHooks: Hooks = { progress: undefined, flag: undefined }
 
 /**
  * Ranks scores and chooses what a policy keeps: exactly as many as its budget says, ties to the smaller (layer, head, token).
@@ -196,7 +265,7 @@ export function select(scores: Scores, policy: Policy, options?: SelectOptions):
     const section = sectionOf(scores)
     const rules = rulesOf(policy)
     const device = options?.device
-    if (device !== undefined && options?.signal === undefined && options?.progress === undefined) {
+    if (scores.device === undefined && device?.backend === 'cpu' && asksNothing(options)) {
       return startSelect(handleOf(device), scores, section, rules, noHooks)
     }
     return selectWith(scores, section, rules, options)
@@ -206,8 +275,38 @@ export function select(scores: Scores, policy: Policy, options?: SelectOptions):
 }
 
 async function selectWith(scores: Scores, section: Section, rules: Rules, options: SelectOptions | undefined): Promise<Selection> {
-  const device = handleOf(options?.device ?? (await sharedDevice()))
-  return call(device, options, (hooks) => startSelect(device, scores, section, rules, hooks))
+  const owner = options?.device ?? scores.device ?? (await sharedDevice())
+  const device = handleOf(owner)
+  if (scores.device !== (owner.backend === 'cuda' ? owner : undefined)) {
+    throw new LaproxError(
+      'DEVICE_MISMATCH',
+      `the scores are ${scores.device === undefined ? 'in host memory' : `in the memory of ${scores.device.name}`}; expected them on the device that ranks, ${owner.name}: await scores.to(device)`,
+    )
+  }
+  return call(owner, options, (hooks) =>
+    owner.backend === 'cuda' ? startSelectOnDevice(owner, device, scores, section, rules, hooks) : startSelect(device, scores, section, rules, hooks),
+  )
+}
+
+async function startSelectOnDevice(
+  owner: Device,
+  device: NativeHandle,
+  scores: Scores,
+  section: Section,
+  rules: Rules,
+  hooks: Hooks,
+): Promise<Selection> {
+  const tokens: NativeHandle = {}
+  const table = new Float64Array(tableLength(scores.lengths.length))
+  const work = { stages: stage.select, scores: section, selectRule: rules.select, tokens, table, keep: scores }
+  return deviceSelection(owner, scores, table, tokens, await startWork(device, work, hooks))
+}
+
+/** A selection that a call has left on a GPU. */
+export function deviceSelection(owner: Device, shape: Shape, table: Float64Array, tokens: NativeHandle, numbers: Float64Array): Selection {
+  const kept = table[shape.layers * shape.sequences * shape.kvHeads]!
+  const memory = new DeviceMemory(owner, numbers[deviceNumbers.tokens]!, kept * 4, tokens)
+  return selectionOf(shape, table, memory)
 }
 
 export function startSelect(device: NativeHandle, scores: Scores, section: Section, rules: Rules, hooks: Hooks): Promise<Selection> {
@@ -238,13 +337,26 @@ export async function selectFrom(
   options?: CallOptions,
 ): Promise<Selection> {
   const inputs = scoreInputs(model, cache, window, policy)
-  return call(inputs.device, options, (hooks) => startSelectFrom(inputs, hooks))
+  return call(inputs.owner, options, (hooks) => startSelectFrom(inputs, hooks))
 }
 
-export function startSelectFrom(inputs: ScoreInputs, { progress, flag }: Hooks): Promise<Selection> {
+export function startSelectFrom(inputs: ScoreInputs, { progress, flag, streams }: Hooks): Promise<Selection> {
   const { model, state, cache, window, rules } = inputs
+  if (inputs.owner.backend === 'cuda') return startSelectFromOnDevice(inputs, { progress, flag, streams })
   const entries = state.lengths.reduce((sum, length) => sum + length, 0)
   const memory = room(rules.policy, state, entries, 2 * state.headDim * elementBytes(state.type))
   const held: Held<Selection> = [selectionOf(state, memory), progress, flag, ...cache.buffers, ...window.buffers, memory]
   return native().selectCache(model, cache.numbers, window.numbers, rules.score, rules.select, held)
+}
+
+async function startSelectFromOnDevice(inputs: ScoreInputs, hooks: Hooks): Promise<Selection> {
+  const { owner, device, model, state, cache, window, rules } = inputs
+  const tokens: NativeHandle = {}
+  const table = new Float64Array(tableLength(state.lengths.length))
+  const numbers = await startWork(
+    device,
+    { stages: stage.selectCache, model, cache, window, scoreRule: rules.score, selectRule: rules.select, tokens, table, keep: inputs },
+    hooks,
+  )
+  return deviceSelection(owner, state, table, tokens, numbers)
 }

@@ -1,4 +1,8 @@
+import { type CallOptions, call } from './call.js'
+import { byteExtent } from './check.js'
+import { type Device, handleOf } from './device.js'
 import { LaproxError, show, suggest } from './errors.js'
+import { allocateOn, checkPointer, copyFrom, copyInto, copyTo, DeviceMemory } from './memory.js'
 
 /**
  * The typed array behind each tensor type. The names are ONNX's, as in onnxruntime-common. `float16` and `bfloat16` are bit
@@ -81,9 +85,26 @@ export function elementBytes(type: TensorType): number {
   return constructors[type].BYTES_PER_ELEMENT
 }
 
+/** A tensor over memory of a device; one that owns it gives it back when it is disposed of. */
+export let onDevice: <T extends TensorType>(
+  type: T,
+  memory: DeviceMemory,
+  dims: readonly number[],
+  layout?: TensorLayout,
+  owns?: boolean,
+) => Tensor<T>
+/** The memory of a tensor on a GPU. */
+export let memoryOf: (tensor: Tensor) => DeviceMemory
+/** The typed array of a tensor, or the address of its device memory; throws `DISPOSED` or `DETACHED` where that is gone. */
+export let placeOf: (tensor: Tensor) => ArrayBufferView | number
+
 /**
- * A typed, strided view of a typed array in host memory, in the vocabulary of onnxruntime-common. It copies nothing: writing
- * to `data` writes to the tensor. Shape, strides and offset never change.
+ * A typed, strided view of a typed array in host memory, or of memory of a GPU, in the vocabulary of onnxruntime-common. It
+ * copies nothing: writing to `data` writes to the tensor. Shape, strides and offset never change.
+ *
+ * Memory of a GPU is an engine's own, used where it is ({@link Tensor.fromDevicePointer}), or from the device's pool
+ * ({@link Tensor.allocate}, {@link Tensor.to}); it comes and goes by copies that are asked for ({@link Tensor.to},
+ * {@link Tensor.getData}). V8 is not told of it, since it is no memory of the host: dispose of it when done.
  *
  * The buffer may be a `SharedArrayBuffer`, but not a resizable or growable one, since native threads read it.
  */
@@ -100,7 +121,10 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
   readonly size: number
   #data: TensorDataMap[T] | undefined
   #length: number
+  #memory: DeviceMemory | undefined
+  #ownsMemory = false
   #owner: Tensor | undefined
+  #disposed = false
 
   /**
    * @param type the element type
@@ -112,23 +136,78 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
    *   that leave the data
    */
   constructor(type: T, data: TensorInput<T>, dims: readonly number[], layout?: TensorLayout) {
-    const array = checkData(type, data)
+    const memory = (data as unknown) instanceof DeviceMemory ? (data as unknown as DeviceMemory) : undefined
+    const array = memory === undefined ? checkData(type, data) : undefined
+    const length = array === undefined ? Math.floor(memory!.bytes / elementBytes(type)) : array.length
     const size = checkDims(dims)
     this.type = type
     this.dims = dims.slice()
     this.size = size
-    if (layout === undefined) {
-      if (array.length !== size) throw wrongLength(array, dims, size)
+    if (layout === undefined && array !== undefined) {
+      if (length !== size) throw wrongLength(array, dims, size)
       this.strides = rowMajor(dims)
       this.offset = 0
     } else {
-      this.strides = layout.strides === undefined ? rowMajor(dims) : checkStrides(layout.strides, dims)
-      this.offset = layout.offset === undefined ? 0 : checkOffset(layout.offset)
-      checkExtent(this, array)
+      this.strides = layout?.strides === undefined ? rowMajor(dims) : checkStrides(layout.strides, dims)
+      this.offset = layout?.offset === undefined ? 0 : checkOffset(layout.offset)
+      checkExtent(this, length, array)
     }
     this.#data = array
-    this.#length = array.length
+    this.#length = length
+    this.#memory = memory
     this.#owner = undefined
+  }
+
+  static {
+    onDevice = (type, memory, dims, layout, owns = false) => {
+      const tensor = new Tensor(type, memory as never, dims, layout)
+      tensor.#ownsMemory = owns
+      return tensor
+    }
+    memoryOf = (tensor) => tensor.#memory!
+    placeOf = (tensor) => {
+      const memory = tensor.#memory
+      if (memory === undefined) return tensor.data
+      if (tensor.disposed) throw new LaproxError('DISPOSED', `the tensor ${describe(tensor)} was used after its disposal`)
+      return memory.address
+    }
+  }
+
+  /**
+   * Memory that an engine has on a GPU, used where it is: nothing is copied or owned, and the engine keeps it until laprox's
+   * calls on it have ended. Rows of keys, values and queries begin at multiples of 16 bytes.
+   *
+   * @param pointer the device's address of element 0 of the layout
+   * @throws LaproxError `INVALID_ARGUMENT` for what is no address, wrong types and shapes, and a CPU device, `DISPOSED`
+   */
+  static fromDevicePointer<T extends TensorType>(
+    device: Device,
+    type: T,
+    pointer: bigint,
+    dims: readonly number[],
+    layout?: TensorLayout,
+  ): Tensor<T> {
+    checkGpu(device)
+    checkType(type)
+    const address = checkPointer(pointer, 'pointer', elementBytes(type))
+    const size = checkDims(dims)
+    const strides = layout?.strides === undefined ? rowMajor(dims) : checkStrides(layout.strides, dims)
+    const offset = layout?.offset === undefined ? 0 : checkOffset(layout.offset)
+    const elements = offset + (size === 0 ? 0 : dims.reduce((sum, dim, i) => sum + (dim - 1) * strides[i]!, 1))
+    return onDevice(type, new DeviceMemory(device, address, elements * elementBytes(type)), dims, layout ?? {})
+  }
+
+  /**
+   * A new tensor in a device's memory, from its pool: what it holds is not defined. On a CPU device, zeros.
+   *
+   * @throws LaproxError (as a rejection) `INVALID_ARGUMENT` for a wrong type or shape, `OUT_OF_MEMORY`, `DISPOSED`
+   */
+  static async allocate<T extends TensorType>(device: Device, type: T, dims: readonly number[], options?: CallOptions): Promise<Tensor<T>> {
+    checkType(type)
+    const size = checkDims(dims)
+    if (!isGpu(device)) return Tensor.zeros(type, dims)
+    const memory = await call(device, options, (hooks) => allocateOn(device, size * elementBytes(type), hooks))
+    return onDevice(type, memory, dims, undefined, true)
   }
 
   /**
@@ -156,6 +235,12 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
    */
   get data(): TensorDataMap[T] {
     const data = this.#data
+    if (this.#memory !== undefined && !this.disposed) {
+      throw new LaproxError(
+        'DEVICE_MISMATCH',
+        `the data of the tensor ${describe(this)} is in the memory of ${this.#memory.device.name}: copy it first, by await tensor.getData() or await tensor.to('cpu')`,
+      )
+    }
     if (data === undefined || this.#owner?.disposed) {
       throw new LaproxError('DISPOSED', `the tensor ${describe(this)} was used after its disposal`)
     }
@@ -165,9 +250,84 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
     return data
   }
 
-  /** Where the data is: host memory. */
-  get location(): 'cpu' {
-    return 'cpu'
+  /** Where the data is: in host memory, or that of a GPU. */
+  get location(): 'cpu' | 'cuda' {
+    return this.#memory === undefined ? 'cpu' : 'cuda'
+  }
+
+  /** The GPU whose memory it is in; undefined for host memory. */
+  get device(): Device | undefined {
+    return this.#memory?.device
+  }
+
+  /**
+   * The address of the first element in the memory of its GPU.
+   *
+   * @throws LaproxError `DEVICE_MISMATCH` where it is in host memory, `DISPOSED`
+   */
+  get pointer(): bigint {
+    const place = placeOf(this as Tensor)
+    if (typeof place === 'number') return BigInt(place + this.offset * elementBytes(this.type))
+    throw new LaproxError('DEVICE_MISMATCH', `the tensor ${describe(this)} is in host memory; expected one on a GPU`)
+  }
+
+  /**
+   * The tensor on a device: itself where it is there, else a copy, made asynchronously on the call's stream. To the host come
+   * the bytes from the first element to the last as they lie, with the same strides; to a GPU the elements in row-major order
+   * without gaps. The source must stay as it is until the promise is fulfilled. Large copies to the host are in page-locked
+   * memory.
+   *
+   * @param device a device, or 'cpu' for host memory
+   * @throws LaproxError (as a rejection) `OUT_OF_MEMORY`, `DISPOSED`, `DETACHED`, `UNSUPPORTED` between two GPUs, `DEVICE_ERROR`
+   */
+  async to(device: Device | 'cpu', options?: CallOptions): Promise<Tensor<T>> {
+    const memory = this.#memory
+    const target = device !== 'cpu' && isGpu(device) ? device : undefined
+    placeOf(this as Tensor)
+    if (memory?.device === target) return this
+    if (memory === undefined) {
+      const copy = await call(target!, options, (hooks) => copyTo(target!, packed(this), hooks))
+      return onDevice(this.type, copy, this.dims, undefined, true)
+    }
+    if (target !== undefined) {
+      throw new LaproxError(
+        'UNSUPPORTED',
+        `a tensor of ${memory.device.name} goes to ${target.name} by way of the host: await tensor.to('cpu') first`,
+      )
+    }
+    const first = this.offset * elementBytes(this.type)
+    const buffer = await call(memory.device, options, (hooks) => copyFrom(memory, first, byteExtent(this as Tensor), hooks))
+    return new Tensor(this.type, new constructors[this.type](buffer as never) as TensorInput<T>, this.dims, { strides: this.strides })
+  }
+
+  /**
+   * Overwrites the elements of a tensor on a GPU with those of one in host memory, asynchronously on the call's stream. The
+   * source must stay as it is until the promise is fulfilled.
+   *
+   * @param source of the same type and dims
+   * @throws LaproxError (as a rejection) `INVALID_ARGUMENT` for another type or shape, or for rows with gaps, `DEVICE_MISMATCH`
+   *   unless this is on a GPU and the source is not, `DISPOSED`, `DETACHED`, `DEVICE_ERROR`
+   */
+  async copyFrom(source: Tensor<T>, options?: CallOptions): Promise<void> {
+    const memory = this.#memory
+    if (!(source instanceof Tensor) || source.type !== this.type || source.dims.join() !== this.dims.join()) {
+      throw new LaproxError('INVALID_ARGUMENT', `source is ${source instanceof Tensor ? describe(source) : show(source)}; expected ${describe(this)}`)
+    }
+    if (memory === undefined || source.location !== 'cpu') {
+      throw new LaproxError('DEVICE_MISMATCH', `the copy goes from ${source.location} to ${this.location}; expected host memory to a GPU's`)
+    }
+    if (!this.contiguous) throw new LaproxError('INVALID_ARGUMENT', `the tensor has strides ${show(this.strides)}; expected elements without gaps`)
+    placeOf(this as Tensor)
+    await call(memory.device, options, (hooks) => copyInto(memory, this.offset * elementBytes(this.type), packed(source), hooks))
+  }
+
+  /**
+   * The elements in row-major order without gaps, wherever they are: of host memory a view where they already lie so, else a copy.
+   *
+   * @throws LaproxError (as a rejection) as {@link Tensor.to}
+   */
+  async getData(options?: CallOptions): Promise<TensorDataMap[T]> {
+    return packed(await this.to('cpu', options))
   }
 
   /** Whether the elements lie in row-major order without gaps. */
@@ -218,9 +378,14 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
     return this.#view([stop - begin, ...this.dims.slice(1)], this.strides, this.offset + begin * this.strides[0]!)
   }
 
-  /** Lets go of the data. Using the tensor, or a view of it, is an error from now on; doing it twice is not. */
+  /**
+   * Lets go of the data; memory of a GPU's pool goes back once the calls that use it have ended. Using the tensor, or a view of
+   * it, is an error from now on; doing it twice is not.
+   */
   dispose(): void {
     this.#data = undefined
+    this.#disposed = true
+    if (this.#ownsMemory) this.#memory?.dispose()
   }
 
   [Symbol.dispose](): void {
@@ -229,11 +394,12 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
 
   /** Whether the tensor, or the one it is a view of, has been disposed of. */
   get disposed(): boolean {
-    return this.#data === undefined || this.#owner?.disposed === true
+    return this.#disposed || this.#owner?.disposed === true || this.#memory?.disposed === true
   }
 
   #view(dims: readonly number[], strides: readonly number[], offset: number): Tensor<T> {
-    const data = this.data as TensorInput<T>
+    placeOf(this as Tensor)
+    const data = (this.#memory ?? this.#data) as TensorInput<T>
     // An empty view may begin anywhere; keep it inside.
     const view = new Tensor(this.type, data, dims, { strides, offset: dims.includes(0) ? 0 : offset })
     view.#owner = this.#owner ?? (this as Tensor)
@@ -244,6 +410,16 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
 /** `float32 [8, 100, 64]`: a tensor as error messages show it. */
 export function describe(tensor: Tensor): string {
   return `${tensor.type} ${show(tensor.dims)}`
+}
+
+/** Whether a device is a GPU. */
+function isGpu(device: Device): boolean {
+  handleOf(device)
+  return device.backend === 'cuda'
+}
+
+function checkGpu(device: Device): void {
+  if (!isGpu(device)) throw new LaproxError('INVALID_ARGUMENT', 'device is the CPU; expected a CUDA device, whose memory the pointer is to')
 }
 
 function checkType(type: unknown): asserts type is TensorType {
@@ -318,18 +494,19 @@ function checkOffset(offset: number): number {
 /** Whether the elements lie inside the data. Sums that leave the safe integers are larger than any data, so rounding is harmless. */
 function checkExtent(
   layout: { size: number; dims: readonly number[]; strides: readonly number[]; offset: number },
-  data: TensorDataMap[TensorType],
+  length: number,
+  data: TensorDataMap[TensorType] | undefined,
 ): void {
   let end = layout.offset
   if (layout.size > 0) {
     end += 1
     for (let i = 0; i < layout.dims.length; i++) end += (layout.dims[i]! - 1) * layout.strides[i]!
   }
-  if (end > data.length) {
-    checkAttached(data)
+  if (end > length) {
+    if (data !== undefined) checkAttached(data)
     throw new LaproxError(
       'OUT_OF_BOUNDS',
-      `dims ${show(layout.dims)} with strides ${show(layout.strides)} and offset ${layout.offset} need ${end} elements; data has ${data.length}`,
+      `dims ${show(layout.dims)} with strides ${show(layout.strides)} and offset ${layout.offset} need ${end} elements; data has ${length}`,
     )
   }
 }

@@ -1,9 +1,9 @@
 import type { CacheState } from './cache.js'
-import { byteExtent, byteStride, contiguousRows, floatType, object, sameType, shape, tensors, wrong } from './check.js'
+import { alignedRows, byteExtent, byteStride, contiguousRows, floatType, located, object, sameType, shape, tensors, wrong } from './check.js'
 import { LaproxError } from './errors.js'
 import { type AttentionModel, floatTypes } from './model.js'
 import { type Section, SectionWriter } from './native.js'
-import { elementBytes, type Tensor } from './tensor.js'
+import type { Tensor } from './tensor.js'
 
 /** The last queries of each sequence: whose attention decides what the cache's entries are worth. */
 export interface Window {
@@ -43,18 +43,31 @@ export function windowSection(window: Window | null | undefined, rows: number, n
   if (logSumExp !== undefined) sameType(tensors(logSumExp, 'logSumExp', cache.layers), 'logSumExp', 'float32')
   if (logSumExpBase !== 'e' && logSumExpBase !== '2') throw wrong('logSumExpBase', logSumExpBase, "'e' or '2'")
 
+  located(queries, 'queries', model.device)
+  located(logSumExp, 'logSumExp', model.device)
+  const gpu = model.device.backend === 'cuda'
+  const queryDims = [...dims, model.headDim]
+
   const writer = new SectionWriter()
   writer.push(cache.layers, floatTypes.indexOf(type), used, logSumExpBase === 'e' ? 0 : 1)
-  for (const [i, tensor] of queries.entries()) {
-    if (tensor.type !== type) throw wrong(`queries[${i}]`, tensor, `type ${type}`)
-    shape(tensor, `queries[${i}]`, [...dims, model.headDim], batched ? '[S, H, m, d]' : '[H, m, d]')
-    contiguousRows(tensor, `queries[${i}]`)
+  for (let i = 0; i < queries.length; i++) {
+    const tensor = queries[i]!
+    if (!isOf(tensor, queryDims)) shape(tensor, `queries[${i}]`, queryDims, batched ? '[S, H, m, d]' : '[H, m, d]')
+    if (tensor.strides[queryDims.length - 1] !== 1) contiguousRows(tensor, `queries[${i}]`)
+    if (gpu) alignedRows(tensor, 'queries', i)
     writeRows(writer, tensor, dims.length - 1, given - used)
     const lse = logSumExp?.[i]
     if (lse !== undefined) shape(lse, `logSumExp[${i}]`, dims, batched ? '[S, H, m]' : '[H, m]')
     writeRows(writer, lse, dims.length - 1, given - used)
   }
   return writer.section()
+}
+
+/** Whether a tensor has these dimensions. */
+function isOf({ dims }: Tensor, wanted: readonly number[]): boolean {
+  if (dims.length !== wanted.length) return false
+  for (let i = 0; i < wanted.length; i++) if (dims[i] !== wanted[i]) return false
+  return true
 }
 
 /** A tensor from row `skipped` of dimension `row` on; before that dimension stand the heads and, in a batch, the sequences. */
@@ -64,9 +77,8 @@ function writeRows(writer: SectionWriter, tensor: Tensor | undefined, row: numbe
     return
   }
   const rowStride = byteStride(tensor, row)
-  const skippedBytes = skipped * rowStride
-  writer.push(writer.buffer(tensor.data), tensor.offset * elementBytes(tensor.type) + skippedBytes, byteExtent(tensor) - skippedBytes)
-  writer.push(byteStride(tensor, row - 2), byteStride(tensor, row - 1), rowStride)
+  writer.place(tensor, skipped * tensor.strides[row]!)
+  writer.push(byteExtent(tensor) - skipped * rowStride, byteStride(tensor, row - 2), byteStride(tensor, row - 1), rowStride)
 }
 
 function max(values: Int32Array): number {

@@ -1,5 +1,6 @@
 // Builds laprox.node: with cmake-js into .cmake/ where CMake is installed, else with node-gyp into build/.
 // node native/build.mjs [--tool cmake-js|node-gyp] [--werror]
+// LAPROX_CUDA_ARCHITECTURES: the GPUs that liblaprox_cuda is compiled for, instead of all: -gencode options of nvcc, or `none`.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -14,10 +15,12 @@ const folders = { 'cmake-js': join(root, '.cmake'), 'node-gyp': join(root, 'buil
 const binary = (tool) => join(folders[tool], 'Release', 'laprox.node')
 const stamp = (tool) => join(folders[tool], 'fingerprint')
 
+const cuda = (process.env.LAPROX_CUDA_ARCHITECTURES ?? '').trim()
+
 /** One hash of everything the binary is made of. */
 function fingerprint() {
   const hash = createHash('sha256')
-  hash.update(JSON.stringify([process.platform, process.arch, JSON.parse(readFileSync(join(root, 'package.json'))).version]))
+  hash.update(JSON.stringify([process.platform, process.arch, cuda, JSON.parse(readFileSync(join(root, 'package.json'))).version]))
   const add = (path) => {
     for (const entry of readdirSync(join(root, path), { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
       const child = `${path}/${entry.name}`
@@ -56,7 +59,8 @@ function run(tool, werror) {
   const commands = {
     'cmake-js': () => {
       const cli = require.resolve('cmake-js/bin/cmake-js')
-      const options = ['-O', folders[tool], `--CDLAPROX_WERROR=${werror ? 'ON' : 'OFF'}`]
+      const options = ['-O', folders[tool], `--CDLAPROX_WERROR=${werror ? 'ON' : 'OFF'}`, `--CDLAPROX_CUDA=${cuda === 'none' ? 'OFF' : 'ON'}`]
+      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' ? '' : cuda.split(/\s+/).join(';')}`)
       return [
         [cli, 'configure', ...options],
         [cli, 'build', ...options, '-p', jobs],
@@ -65,7 +69,14 @@ function run(tool, werror) {
     'node-gyp': () => {
       const cli = require.resolve('node-gyp/bin/node-gyp.js')
       return [
-        [cli, 'configure', '--release', '--', `-Dlaprox_werror=${werror ? 1 : 0}`],
+        [
+          cli,
+          'configure',
+          '--release',
+          '--',
+          `-Dlaprox_werror=${werror ? 1 : 0}`,
+          ...(cuda === 'none' ? ['-Dlaprox_nvcc='] : cuda ? [`-Dlaprox_cuda_only=${cuda}`] : []),
+        ],
         [cli, 'build', '-j', jobs],
       ]
     },
@@ -97,7 +108,10 @@ export function buildNative({ tool, werror = false } = {}) {
   writeFileSync(stamp(chosen), wanted)
   // The loader looks into .cmake first: what is stale there must not hide what node-gyp has just built.
   if (!isFresh('cmake-js', wanted)) rmSync(binary('cmake-js'), { force: true })
-  console.error(`laprox.node: built with ${chosen} for ${target}, CPU backend, ${((performance.now() - start) / 1000).toFixed(1)} s`)
+  if (cuda === 'none') rmSync(join(folders[chosen], 'Release', 'liblaprox_cuda.so'), { force: true })
+  const withCuda = existsSync(join(folders[chosen], 'Release', 'liblaprox_cuda.so'))
+  const backends = withCuda ? 'CPU and CUDA backends' : `CPU backend (no CUDA backend: ${cuda === 'none' ? 'not wanted' : 'nvcc was not found'})`
+  console.error(`laprox.node: built with ${chosen} for ${target}, ${backends}, ${((performance.now() - start) / 1000).toFixed(1)} s`)
   return binary(chosen)
 }
 

@@ -48,7 +48,7 @@ export function checkC(name) {
   const tree = build ?? join(folder, 'build')
   const jobs = String(availableParallelism())
   if (!build) {
-    run('cmake', ['-S', root, '-B', tree, '-DLAPROX_WERROR=ON', ...library])
+    run('cmake', ['-S', root, '-B', tree, '-DLAPROX_WERROR=ON', '-DLAPROX_CUDA=OFF', ...library])
     run('cmake', ['--build', tree, '--parallel', jobs])
   }
   for (const stale of [prefix, join(folder, 'example')]) rmSync(stale, { recursive: true, force: true })

@@ -35,7 +35,7 @@ run('clang-format', bin('clang-format'), fix ? ['-i', ...text] : ['--dry-run', '
 const { variables } = JSON.parse(readFileSync(join(root, 'native', 'sources.gypi'), 'utf8'))
 const listed = Object.values(variables).flat()
 const sources = ['native/core', 'native/cpu', 'native/addon'].flatMap((folder) => listFiles(folder, /\.cpp$/))
-const missing = sources.filter((file) => !listed.includes(file))
+const missing = [...sources, ...listFiles('native/cuda', /\.cu$/)].filter((file) => !listed.includes(file))
 report('native/sources.gypi', missing.length === 0, missing.length ? `lacks ${missing.join(', ')}` : 'complete')
 
 /** Older ones stumble over the C++20 library. */

@@ -1,7 +1,7 @@
-// npm runs this before it packs: dist/ from scratch, and the stripped laprox.node of this platform under prebuilds/.
+// npm runs this before it packs: dist/ from scratch, and the stripped binaries of this platform under prebuilds/.
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, rmSync } from 'node:fs'
-import { dirname, join, resolve } from 'node:path'
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
+import { basename, dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { buildNative } from '../native/build.mjs'
 
@@ -19,5 +19,9 @@ run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '
 rmSync(join(root, 'prebuilds'), { recursive: true, force: true })
 const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`)
 mkdirSync(folder, { recursive: true })
-copyFileSync(binary, join(folder, 'laprox.node'))
-if (process.platform === 'linux') run('strip', ['--strip-unneeded', join(folder, 'laprox.node')])
+for (const file of [binary, join(dirname(binary), 'liblaprox_cuda.so')]) {
+  if (!existsSync(file)) continue // the CUDA backend, where there was no nvcc
+  const copy = join(folder, basename(file))
+  copyFileSync(file, copy)
+  if (process.platform === 'linux') run('strip', ['--strip-unneeded', copy])
+}

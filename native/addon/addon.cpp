@@ -2,7 +2,9 @@
 #include "addon/compact.hpp"
 #include "addon/device.hpp"
 #include "addon/environment.hpp"
+#include "addon/memory.hpp"
 #include "addon/model.hpp"
+#include "addon/pipeline.hpp"
 #include "addon/score.hpp"
 #include "addon/select.hpp"
 
@@ -10,7 +12,7 @@ namespace laprox::addon {
 namespace {
 
 // Raised with every change of a function's arguments or of a section's numbers: lib/native.ts has the same number.
-constexpr int kBindingVersion = 1;
+constexpr int kBindingVersion = 2;
 
 // (LaproxError): the class that native errors are made of.
 Napi::Value initialize(const Napi::CallbackInfo& info) {
@@ -46,6 +48,7 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   add<backend_info>(exports, "backendInfo", environment);
   add<open_device>(exports, "openDevice", environment);
   add<close_device>(exports, "closeDevice", environment);
+  add<device_lost>(exports, "deviceLost", environment);
   add<device_info>(exports, "deviceInfo", environment);
   add<sweep>(exports, "sweep", environment);
   add<create_model>(exports, "createModel", environment);
@@ -54,6 +57,12 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   add<select>(exports, "select", environment);
   add<select_cache>(exports, "selectCache", environment);
   add<compact>(exports, "compact", environment);
+  add<value_norms>(exports, "valueNorms", environment);
+  add<enqueue>(exports, "enqueue", environment);
+  add<allocate_memory>(exports, "allocateMemory", environment);
+  add<free_memory>(exports, "freeMemory", environment);
+  add<upload>(exports, "upload", environment);
+  add<download>(exports, "download", environment);
   return exports;
 }
 

@@ -1,5 +1,6 @@
 #include "addon/arguments.hpp"
 
+#include <algorithm>
 #include <cinttypes>
 #include <cmath>
 #include <map>
@@ -44,16 +45,17 @@ int32_t positive(int32_t value, const char* name) {
   return value;
 }
 
-Memory read_memory(Section& section, napi_typedarray_type type) {
-  const Buffer* buffer = section.buffer();
-  const int64_t offset = section.integer();
+Bytes read_memory(Section& section, napi_typedarray_type type) {
+  const Section::Place place = section.place();
   const int64_t bytes = section.integer();
-  if (buffer == nullptr) return {};
-  return {inside(*buffer, type, offset, bytes), bytes};
+  if (place.on_device) return {place.address<std::byte>(), bytes};
+  if (place.buffer == nullptr) return {};
+  if (section.on_device()) fail("INVALID_ARGUMENT", "a tensor of a call on a GPU is in host memory");
+  return {inside(*place.buffer, type, place.offset, bytes), bytes};
 }
 
 lpx_plane read_plane(Section& section, napi_typedarray_type type) {
-  const Memory memory = read_memory(section, type);
+  const Bytes memory = read_memory(section, type);
   lpx_plane plane{};
   plane.data = memory.data;
   plane.bytes = memory.bytes;
@@ -65,7 +67,7 @@ lpx_plane read_plane(Section& section, napi_typedarray_type type) {
 
 }  // namespace
 
-Section::Section(Napi::Value numbers, const Buffers& buffers, size_t& next) : buffers_(buffers), first_(next) {
+Section::Section(Napi::Value numbers, const Buffers& buffers, size_t& next, bool on_device) : buffers_(buffers), first_(next), on_device_(on_device) {
   const Buffer buffer = buffer_of(numbers.Env(), numbers);
   if (buffer.type != napi_float64_array) fail("INVALID_ARGUMENT", "a section's numbers are no Float64Array");
   at_ = reinterpret_cast<const double*>(buffer.data);
@@ -101,6 +103,17 @@ const Buffer* Section::buffer() {
   return &buffers_[first_ + static_cast<size_t>(index)];
 }
 
+Section::Place Section::place() {
+  const double* record = at_;
+  if (integer() == kOnDevice) {
+    if (!on_device_) fail("INVALID_ARGUMENT", "a tensor of a call on the CPU is in a GPU's memory");
+    return {nullptr, true, integer()};
+  }
+  at_ = record;
+  const Buffer* found = buffer();
+  return {found, false, integer()};
+}
+
 template <typename T>
 T* elements(const Buffer& buffer, int64_t offset, int64_t count) {
   constexpr auto kSize = static_cast<int64_t>(sizeof(T));
@@ -124,9 +137,11 @@ ModelArguments::ModelArguments(Section section) {
   sink_logits_.resize(static_cast<size_t>(desc.layers) * static_cast<size_t>(desc.query_heads));
   for (int32_t i = 0; i < desc.layers; ++i) {
     lpx_layer layer{};
-    const Memory projection = read_memory(section, type_of(desc.projection_dtype));
-    layer.projection = projection.data;
-    layer.projection_bytes = projection.bytes;
+    const Section::Place place = section.place();
+    layer.projection_bytes = section.integer();
+    if (place.on_device) layer.projection = place.address<void>();
+    if (place.buffer != nullptr) layer.projection = inside(*place.buffer, type_of(desc.projection_dtype), place.offset, layer.projection_bytes);
+    const bool upload = section.on_device() && place.buffer != nullptr;
     layer.projection_row_stride = section.integer();
     layer.projection_column_stride = section.integer();
     layer.scale = static_cast<float>(section.real());
@@ -139,6 +154,7 @@ ModelArguments::ModelArguments(Section section) {
       layer.sink_logits = copy;
     }
     layers_.push_back(layer);
+    if (upload) on_host.push_back(&layers_.back());  // there is room for all of them: none moves
   }
   desc.layer = layers_.data();
 }
@@ -167,19 +183,22 @@ CacheArguments::CacheArguments(Section section) {
   desc_.head_dim = positive(section.int32(), "headDim");
   const Buffer* contexts = section.buffer();
   if (contexts != nullptr) desc_.context_lengths = elements<int32_t>(*contexts, 0, desc_.sequences);
+  contexts_ = {contexts, 0};
   layers_.reserve(static_cast<size_t>(desc_.layers));
   for (int32_t i = 0; i < desc_.layers; ++i) {
     lpx_cache_layer layer{};
     read_planes(section, desc_.dtype, layer);
     layer.page_size = section.int32();
     layer.pages_per_row = section.int32();
-    const Buffer* table = section.buffer();
-    const int64_t table_offset = section.integer();
+    const Section::Place table = section.place();
     layer.table_sequence_stride = section.integer();
     layer.table_head_stride = section.integer();
-    if (table != nullptr)
-      layer.page_table = elements<int32_t>(
-          *table, table_offset, extent(desc_.sequences, layer.table_sequence_stride, desc_.kv_heads, layer.table_head_stride, layer.pages_per_row));
+    table_places_.push_back({table.buffer, table.offset});
+    if (table.on_device) layer.page_table = table.address<int32_t>();
+    if (table.buffer != nullptr)
+      layer.page_table =
+          elements<int32_t>(*table.buffer, table.offset,
+                            extent(desc_.sequences, layer.table_sequence_stride, desc_.kv_heads, layer.table_head_stride, layer.pages_per_row));
     const Buffer* lengths = section.buffer();
     if (lengths == nullptr) fail("INVALID_ARGUMENT", "layer %d of a cache has no lengths", i);
     const int64_t lengths_offset = section.integer();
@@ -187,9 +206,28 @@ CacheArguments::CacheArguments(Section section) {
     layer.length_head_stride = section.integer();
     layer.lengths = elements<int32_t>(*lengths, lengths_offset,
                                       extent(desc_.sequences, layer.length_sequence_stride, desc_.kv_heads, layer.length_head_stride, 1));
+    length_places_.push_back({lengths, lengths_offset});
     layers_.push_back(layer);
   }
   desc_.layer = layers_.data();
+}
+
+void CacheArguments::put_on(Exchange& exchange) {
+  const std::vector<int32_t> all = lengths();
+  desc_.max_length = all.empty() ? 0 : *std::max_element(all.begin(), all.end());
+  if (contexts_.buffer != nullptr) exchange.input(&desc_.context_lengths, *contexts_.buffer, contexts_.offset);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (table_places_[i].buffer != nullptr) exchange.input(&layers_[i].page_table, *table_places_[i].buffer, table_places_[i].offset);
+    exchange.input(&layers_[i].lengths, *length_places_[i].buffer, length_places_[i].offset);
+  }
+}
+
+bool CacheArguments::has_positions() const {
+  return std::any_of(layers_.begin(), layers_.end(), [](const lpx_cache_layer& layer) { return layer.position.data != nullptr; });
+}
+
+bool CacheArguments::has_value_norms() const {
+  return std::all_of(layers_.begin(), layers_.end(), [](const lpx_cache_layer& layer) { return layer.value_norm.data != nullptr; });
 }
 
 void CacheArguments::copy_tables() {
@@ -227,13 +265,13 @@ WindowArguments::WindowArguments(Section section) {
   layers_.reserve(static_cast<size_t>(positive(layers, "layers")));
   for (int32_t i = 0; i < layers; ++i) {
     lpx_window_layer layer{};
-    const Memory queries = read_memory(section, type_of(desc_.dtype));
+    const Bytes queries = read_memory(section, type_of(desc_.dtype));
     layer.queries = queries.data;
     layer.queries_bytes = queries.bytes;
     layer.sequence_stride = section.integer();
     layer.head_stride = section.integer();
     layer.row_stride = section.integer();
-    const Memory lse = read_memory(section, napi_float32_array);
+    const Bytes lse = read_memory(section, napi_float32_array);
     layer.lse = reinterpret_cast<const float*>(lse.data);
     layer.lse_bytes = lse.bytes;
     layer.lse_sequence_stride = section.integer();

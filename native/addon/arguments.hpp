@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "addon/buffers.hpp"
+#include "addon/exchange.hpp"
 
 namespace laprox::addon {
 
@@ -13,8 +14,9 @@ namespace laprox::addon {
 // is its first number.
 class Section {
  public:
-  // `next` is the first of the call's buffers that no section before has taken.
-  Section(Napi::Value numbers, const Buffers& buffers, size_t& next);
+  // `next` is the first of the call's buffers that no section before has taken. `on_device`: planes and the like are memory of
+  // a GPU, which records name by kOnDevice and an address.
+  Section(Napi::Value numbers, const Buffers& buffers, size_t& next, bool on_device);
 
   double real();
   int64_t integer();
@@ -25,6 +27,19 @@ class Section {
   }
   // A buffer's index, or nothing for -1.
   const Buffer* buffer();
+  // A buffer's index and a number: the buffer, or nothing for -1, or nothing and `on_device` for kOnDevice. The number is the
+  // offset in the buffer, or the address on the device.
+  struct Place {
+    const Buffer* buffer;
+    bool on_device;
+    int64_t offset;
+    template <typename T>
+    T* address() const {
+      return reinterpret_cast<T*>(static_cast<uintptr_t>(offset));
+    }
+  };
+  Place place();
+  bool on_device() const { return on_device_; }
 
  private:
   const double* at_ = nullptr;
@@ -32,14 +47,18 @@ class Section {
   const Buffers& buffers_;
   size_t first_;
   size_t count_ = 0;
+  bool on_device_;
 };
+
+// Stands for a buffer's index.
+inline constexpr int64_t kOnDevice = -2;
 
 // `count` elements of `T` from element `offset` on. Throws where the buffer is of another type or has fewer.
 template <typename T>
 T* elements(const Buffer& buffer, int64_t offset, int64_t count);
 
 // A record of (buffer, byte offset, bytes): memory inside one typed array of the element type of `dtype`.
-struct Memory {
+struct Bytes {
   std::byte* data = nullptr;  // null: absent
   int64_t bytes = 0;
 };
@@ -48,6 +67,8 @@ struct ModelArguments {
   explicit ModelArguments(Section section);
   lpx_model_desc desc{};
   int64_t factor_bytes() const;
+  // For a GPU: the layers whose projections are the host's, which are to be uploaded.
+  std::vector<lpx_layer*> on_host;
 
  private:
   std::vector<lpx_layer> layers_;
@@ -62,14 +83,26 @@ class CacheArguments {
 
   // Copies the page tables, so that JavaScript that changes them while the call runs cannot lead it astray.
   void copy_tables();
+  // For a GPU: lengths, context lengths and page tables of the host go up with the exchange. Lengths are read before.
+  void put_on(Exchange& exchange);
+  bool has_positions() const;
+  bool has_value_norms() const;
   const lpx_cache& desc() const { return desc_; }
   int64_t segments() const { return int64_t{desc_.layers} * desc_.sequences * desc_.kv_heads; }
   std::vector<int32_t> lengths() const;
 
  private:
+  struct Integers {
+    const Buffer* buffer;  // null: on the device, or there are none
+    int64_t offset;        // elements
+  };
+
   lpx_cache desc_{};
   std::vector<lpx_cache_layer> layers_;
   std::vector<std::vector<int32_t>> tables_;
+  Integers contexts_{};
+  std::vector<Integers> table_places_;   // [layers]
+  std::vector<Integers> length_places_;  // [layers]
 };
 
 class WindowArguments {

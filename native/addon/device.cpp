@@ -1,12 +1,21 @@
 #include "addon/device.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <iterator>
 
 #include "addon/arguments.hpp"
 #include "addon/handle.hpp"
 #include "addon/job.hpp"
 
 namespace laprox::addon {
+namespace {
+
+constexpr int64_t kSmallestPinned = 1 << 14;
+constexpr int64_t kLargestKept = 1 << 22;
+
+}  // namespace
+
 Device::Device(Environment& environment, const lpx_device_options& options)
     : environment_(environment), options_(options), thread_(&Device::work, this) {}
 
@@ -19,6 +28,8 @@ void Device::submit(std::unique_ptr<Job> job) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (disposed()) fail("DISPOSED", "the device was used after its disposal");
+    job->number(++last_serial_);
+    unfinished_.emplace(last_serial_, job.get());
     queue_.push_back(std::move(job));
   }
   environment_.begin_job();
@@ -32,11 +43,22 @@ void Device::sweep() {
     for (auto& job : queue_)
       if (job->aborted()) aborted.push_back(job.release());
     std::erase(queue_, nullptr);
+    // What is no longer in the queue runs, or is on a stream.
+    for (const auto& [serial, job] : unfinished_)
+      if (job->aborted() && std::find(aborted.begin(), aborted.end(), job) == aborted.end()) job->abandon();
   }
   for (Job* job : aborted) {
     job->execute();  // notices, and does nothing
     environment_.post({Event::kFinished, job, nullptr});
   }
+}
+
+void Device::finished(int64_t serial) noexcept {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    unfinished_.erase(serial);
+  }
+  changed_.notify_one();
 }
 
 void Device::dispose() noexcept {
@@ -56,6 +78,23 @@ void Device::join() noexcept {
   if (thread_.joinable()) thread_.join();
 }
 
+bool Device::lost() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return !lost_.empty();
+}
+
+std::string Device::why_lost() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return lost_;
+}
+
+void Device::lose(const char* why) noexcept {
+  try {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (lost_.empty()) lost_ = why;
+  } catch (const std::bad_alloc&) {}
+}
+
 void Device::discard(lpx_model* model) noexcept {
   try {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -68,41 +107,108 @@ void Device::discard(lpx_model* model) noexcept {
   changed_.notify_one();
 }
 
+void Device::discard(const std::shared_ptr<Opened>& opened, lpx_memory kind, void* memory) noexcept {
+  try {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!ended_) {
+      discarded_memory_.push_back({last_serial_, opened, kind, memory});
+      memory = nullptr;
+    }
+  } catch (const std::bad_alloc&) {}
+  if (memory != nullptr) lpx_free(opened->handle, kind, memory, nullptr);
+  changed_.notify_one();
+}
+
+std::vector<Device::Discarded> Device::unused() {
+  std::vector<Discarded> result;
+  const int64_t oldest = unfinished_.empty() ? INT64_MAX : unfinished_.begin()->first;
+  const auto used = [oldest](const Discarded& memory) { return memory.after >= oldest; };
+  const auto first = std::stable_partition(discarded_memory_.begin(), discarded_memory_.end(), used);
+  std::move(first, discarded_memory_.end(), std::back_inserter(result));
+  discarded_memory_.erase(first, discarded_memory_.end());
+  return result;
+}
+
+Pinned Device::take(int64_t bytes) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (Pinned& memory : pinned_) {
+      if (memory.bytes < bytes || memory.bytes / 4 > bytes + kSmallestPinned) continue;
+      const Pinned taken = memory;
+      memory = pinned_.back();
+      pinned_.pop_back();
+      return taken;
+    }
+  }
+  const int64_t rounded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(bytes, kSmallestPinned))));
+  void* memory = nullptr;
+  check(lpx_allocate(handle(), LPX_MEMORY_HOST, rounded, nullptr, &memory));
+  return {static_cast<std::byte*>(memory), rounded};
+}
+
+void Device::give(const std::shared_ptr<Opened>& opened, Pinned memory) noexcept {
+  if (memory.data == nullptr) return;
+  try {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!ended_ && memory.bytes <= kLargestKept) {
+      pinned_.push_back(memory);
+      return;
+    }
+  } catch (const std::bad_alloc&) {}
+  discard(opened, LPX_MEMORY_HOST, memory.data);
+}
+
 lpx_status Device::open() {
-  const lpx_status opened = lpx_device_open(&options_, &handle_);
+  lpx_device* handle = nullptr;
+  const lpx_status opened = lpx_device_open(&options_, &handle);
   if (opened != LPX_OK) {
     dispose();
     return opened;
   }
+  opened_ = std::make_shared<Opened>(handle);
   info_.size = sizeof info_;
-  return lpx_get_device_info(handle_, &info_);
+  return lpx_get_device_info(handle, &info_);
 }
 
 void Device::work() noexcept {
   std::vector<lpx_model*> discarded;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return disposed() || !queue_.empty() || !discarded_.empty(); });
+    std::vector<Discarded> memory;
+    changed_.wait(lock, [&] {
+      memory = unused();
+      return (disposed() && (unfinished_.empty() || cancelled())) || !queue_.empty() || !discarded_.empty() || !memory.empty();
+    });
     discarded.swap(discarded_);
     std::unique_ptr<Job> job;
     if (!queue_.empty()) {
       job = std::move(queue_.front());
       queue_.pop_front();
     }
-    const bool ending = disposed() && job == nullptr && discarded.empty();
+    const bool ending = disposed() && job == nullptr && discarded.empty() && memory.empty();
     if (ending) break;
     lock.unlock();
     for (lpx_model* model : discarded) lpx_model_destroy(model);
     discarded.clear();
+    for (const Discarded& unused : memory) lpx_free(unused.opened->handle, unused.kind, unused.memory, nullptr);
     if (job != nullptr) {
-      job->execute();
-      environment_.post({Event::kFinished, job.release(), nullptr});
+      Job* running = job.release();
+      // One that is on a stream posts itself when the stream gets there, which may be at once.
+      if (running->execute() == Job::kDone) environment_.post({Event::kFinished, running, nullptr});
     }
     lock.lock();
   }
+  // Nobody will hear of them, but they must not write any more.
+  for (const auto& [serial, job] : unfinished_) job->wait();
   ended_ = true;
+  std::vector<Discarded> memory;
+  memory.swap(discarded_memory_);
+  for (const Pinned& pinned : pinned_) memory.push_back({0, opened_, LPX_MEMORY_HOST, pinned.data});
+  pinned_.clear();
   lock.unlock();
-  lpx_device_close(handle_);
+  for (const Discarded& last : memory) lpx_free(last.opened->handle, last.kind, last.memory, nullptr);
+  memory.clear();
+  opened_.reset();
   environment_.post({Event::kEnded, nullptr, this});
 }
 
@@ -116,7 +222,7 @@ class OpenJob : public Job {
 
 }  // namespace
 
-// (backend, index, threads, isa, held); held[0] becomes the device's handle.
+// (backend, index, threads, isa, kernels, held); held[0] becomes the device's handle.
 Napi::Value open_device(const Napi::CallbackInfo& info) {
   lpx_device_options options{};
   options.size = sizeof options;
@@ -124,15 +230,22 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
   options.index = info[1].As<Napi::Number>().Int32Value();
   options.threads = info[2].As<Napi::Number>().Int32Value();
   options.isa = static_cast<lpx_isa>(info[3].As<Napi::Number>().Int32Value());
+  options.kernels = static_cast<lpx_kernels>(info[4].As<Napi::Number>().Int32Value());
   const std::shared_ptr<Device> device = Environment::of(info).add(options);
-  wrap(info[4].As<Napi::Array>().Get(0u).As<Napi::Object>(), device);
-  return submit(std::make_unique<OpenJob>(device, info[4]));
+  wrap(info[5].As<Napi::Array>().Get(0u).As<Napi::Object>(), device);
+  return submit(std::make_unique<OpenJob>(device, info[5]));
 }
 
 // (device)
 Napi::Value close_device(const Napi::CallbackInfo& info) {
   owner_of<Device>(info[0])->dispose();
   return info.Env().Undefined();
+}
+
+// (device) -> why it is lost; "" where it is not
+Napi::Value device_lost(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<Device>& device = owner_of<Device>(info[0]);
+  return Napi::String::New(info.Env(), device == nullptr ? "" : device->why_lost());
 }
 
 // (device) -> [backend, index, threads, memoryBytes, name, isa]

@@ -98,8 +98,12 @@ void Environment::drain(napi_env env, napi_value, void* context, void*) {
     if (napi_open_handle_scope(env, &scope) != napi_ok) scope = nullptr;
     switch (event.kind) {
       case Event::kFinished: {
-        const std::unique_ptr<Job> job(event.job);
+        std::unique_ptr<Job> job(event.job);
+        const std::shared_ptr<Device> device = job->shared_device();
+        const int64_t serial = job->number();
         job->settle();
+        job.reset();
+        device->finished(serial);
         self.end_job();
         break;
       }

@@ -13,6 +13,7 @@ constexpr auto kReportEvery = std::chrono::milliseconds(50);
 
 Job::Job(std::shared_ptr<Device> device, Napi::Value held) : device_(std::move(device)), env_(held.Env()), buffers_(held, kFirstBuffer) {
   if (device_->disposed()) fail("DISPOSED", "the device was used after its disposal");
+  if (device_->lost()) throw Failure("DEVICE_ERROR", "the device is lost: " + device_->why_lost());
   call_.size = sizeof call_;
   call_.progress = on_progress;
   call_.user = this;
@@ -44,11 +45,12 @@ Napi::Value Job::promise() {
   return {env_, promise};
 }
 
-void Job::execute() noexcept {
+Job::Outcome Job::execute() noexcept {
   try {
     if (cancelled()) fail("ABORTED", "the call was aborted before it began");
     check(run());
   } catch (...) { thrown_ = std::current_exception(); }
+  return kDone;
 }
 
 // From here on the environment may be ending: statuses are looked at, but nothing is thrown.
@@ -59,11 +61,25 @@ void Job::settle() noexcept {
     thrown_ = std::make_exception_ptr(
         Failure("DETACHED", "a buffer of the call was detached (it was transferred elsewhere) while the call ran; its results are not valid"));
   if (thrown_ == nullptr) {
-    if (napi_get_element(env_, held, kResult, &value) == napi_ok) napi_resolve_deferred(env_, deferred_, value);
-  } else {
-    value = device_->environment().error(failure_of(thrown_));
-    if (value != nullptr) napi_reject_deferred(env_, deferred_, value);
+    try {
+      deliver(Napi::Array(env_, held));
+    } catch (const Napi::Error& error) { thrown_ = std::make_exception_ptr(Failure("INTERNAL", error.Message())); } catch (...) {
+      thrown_ = std::current_exception();
+    }
   }
+  if (thrown_ == nullptr) {
+    if (napi_get_element(env_, held, kResult, &value) == napi_ok) napi_resolve_deferred(env_, deferred_, value);
+    deferred_ = nullptr;
+  } else {
+    reject(failure_of(thrown_));
+  }
+}
+
+void Job::reject(const Failure& failure) noexcept {
+  if (deferred_ == nullptr) return;
+  const napi_value error = device_->environment().error(failure);
+  if (error != nullptr) napi_reject_deferred(env_, deferred_, error);
+  deferred_ = nullptr;
 }
 
 void Job::deliver_progress() noexcept {

@@ -26,11 +26,21 @@ class Job {
   // JavaScript thread: the promise of held[0], once.
   Napi::Value promise();
   Device& device() const { return *device_; }
-  // Device thread.
-  void execute() noexcept;
-  // JavaScript thread: fulfils or rejects the promise, and reports progress.
+  const std::shared_ptr<Device>& shared_device() const { return device_; }
+  // Calls of a device are numbered as they come.
+  int64_t number() const { return number_; }
+  void number(int64_t number) { number_ = number; }
+
+  // Device thread. kPending: the work is on a stream, and whoever sees its end posts the job, which may be gone by now.
+  enum Outcome { kDone, kPending };
+  virtual Outcome execute() noexcept;
+  // Device thread: waits for work that is on a stream.
+  virtual void wait() noexcept {}
+  // JavaScript thread: fulfils or rejects the promise, once, and reports progress.
   void settle() noexcept;
   void deliver_progress() noexcept;
+  // JavaScript thread: rejects the promise of an aborted call whose work runs out by itself.
+  virtual void abandon() noexcept {}
 
   // Any thread.
   bool aborted() const { return abort_flag_ != nullptr && abort_flag_->load(std::memory_order_relaxed) != 0; }
@@ -38,10 +48,18 @@ class Job {
  protected:
   // The work. A status other than LPX_OK has its sentence in lpx_last_error; a Failure is as good.
   virtual lpx_status run() = 0;
+  // JavaScript thread, before a promise is fulfilled: last results. `held` is the call's. May throw.
+  virtual void deliver(Napi::Array) {}
+
+  void fail_with(std::exception_ptr thrown) { thrown_ = std::move(thrown); }
+  bool failed() const { return thrown_ != nullptr; }
+  void reject(const Failure& failure) noexcept;
+  napi_env env() const { return env_; }
+  bool cancelled() const { return device_->cancelled() || aborted(); }
 
   // The next numbers, with the buffers that belong to them.
   Section section(Napi::Value numbers) {
-    Section result(numbers, buffers_, next_buffer_);
+    Section result(numbers, buffers_, next_buffer_, device_->cuda());
     section_buffers_ = next_buffer_;
     return result;
   }
@@ -52,10 +70,10 @@ class Job {
 
  private:
   static int on_progress(void* job, int64_t done, int64_t total) noexcept;
-  bool cancelled() const { return device_->cancelled() || aborted(); }
 
   const std::shared_ptr<Device> device_;
   const napi_env env_;
+  int64_t number_ = 0;
   napi_ref held_ = nullptr;
   napi_deferred deferred_ = nullptr;
   const Buffers buffers_;

@@ -29,6 +29,11 @@ lpx_status Model::create(const lpx_model_desc& desc, const lpx_call* call) {
   return status_;
 }
 
+void Model::fail(lpx_status status, std::string message) {
+  status_ = status;
+  message_ = std::move(message);
+}
+
 lpx_model* Model::handle() const {
   if (status_ != LPX_OK) throw Failure(code_of(status_), "the model could not be created: " + message_);
   return handle_;
@@ -39,12 +44,34 @@ namespace {
 class CreateModelJob : public Job {
  public:
   CreateModelJob(const Napi::CallbackInfo& info, std::shared_ptr<Device> device) : Job(device, info[2]), arguments_(section(info[1])) {
-    model_ = std::make_shared<Model>(info.Env(), std::move(device), arguments_.factor_bytes());
+    // Factors on a GPU are no memory of the host.
+    const int64_t bytes = device->cuda() ? 0 : arguments_.factor_bytes();
+    model_ = std::make_shared<Model>(info.Env(), std::move(device), bytes);
     wrap(info[2].As<Napi::Array>().Get(0u).As<Napi::Object>(), model_);
   }
 
  private:
-  lpx_status run() override { return model_->create(arguments_.desc, call()); }
+  lpx_status run() override {
+    std::vector<void*> uploaded;
+    lpx_status status = LPX_OK;
+    for (lpx_layer* layer : arguments_.on_host) {
+      void* memory = nullptr;
+      status = lpx_allocate(device().handle(), LPX_MEMORY_DEVICE, layer->projection_bytes, nullptr, &memory);
+      if (status != LPX_OK) break;
+      uploaded.push_back(memory);
+      status = lpx_copy(device().handle(), memory, layer->projection, layer->projection_bytes, nullptr);
+      if (status != LPX_OK) break;
+      layer->projection = memory;
+    }
+    if (status == LPX_OK)
+      status = model_->create(arguments_.desc, call());
+    else
+      model_->fail(status, lpx_last_error());
+    const std::string message = status == LPX_OK ? "" : lpx_last_error();
+    for (void* memory : uploaded) lpx_free(device().handle(), LPX_MEMORY_DEVICE, memory, nullptr);
+    if (status != LPX_OK) throw Failure(code_of(status), message);
+    return status;
+  }
 
   ModelArguments arguments_;
   std::shared_ptr<Model> model_;

@@ -24,6 +24,7 @@ class Model {
 
   // Device thread.
   lpx_status create(const lpx_model_desc& desc, const lpx_call* call);
+  void fail(lpx_status status, std::string message);
   // Throws what creating the model threw.
   lpx_model* handle() const;
 

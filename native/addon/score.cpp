@@ -85,7 +85,23 @@ class ScoreJob : public Job {
   double* seconds_ = nullptr;
 };
 
+class ValueNormsJob : public Job {
+ public:
+  ValueNormsJob(const Napi::CallbackInfo& info, std::shared_ptr<Device> device) : Job(std::move(device), info[2]), cache_(section(info[1])) {}
+
+ private:
+  lpx_status run() override {
+    cache_.copy_tables();
+    return lpx_value_norms(device().handle(), &cache_.desc(), call());
+  }
+
+  CacheArguments cache_;
+};
+
 }  // namespace
+
+// (device, cache, held)
+Napi::Value value_norms(const Napi::CallbackInfo& info) { return submit(std::make_unique<ValueNormsJob>(info, unwrap<Device>(info[0]))); }
 
 // (model, cache, window, score rule, held); after the sections' buffers: scores, positions (or an empty array), seconds.
 Napi::Value score(const Napi::CallbackInfo& info) { return submit(std::make_unique<ScoreJob>(info, unwrap<Model>(info[0]))); }

@@ -1,4 +1,4 @@
-// Scores of every entry of a cache.
+// Scores of every entry of a cache, and norms of its values.
 #pragma once
 
 #include "napi.h"
@@ -6,5 +6,6 @@
 namespace laprox::addon {
 
 Napi::Value score(const Napi::CallbackInfo& info);
+Napi::Value value_norms(const Napi::CallbackInfo& info);
 
 }  // namespace laprox::addon

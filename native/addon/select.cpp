@@ -1,18 +1,15 @@
 #include "addon/select.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "addon/handle.hpp"
 #include "addon/job.hpp"
 #include "addon/model.hpp"
+#include "addon/selection_table.hpp"
 
 namespace laprox::addon {
 namespace {
-
-constexpr int64_t kReportNumbers = 9;
-constexpr int64_t kFallbackNumbers = sizeof(lpx_report::fallback) / sizeof(double);
 
 // Given scores. The lengths are copied: JavaScript may change its own while the call runs.
 class ScoresArguments {
@@ -63,7 +60,7 @@ class SelectionJob : public Job {
 
   void write_to(const Buffer& memory, int64_t segments) {
     offsets_.resize(static_cast<size_t>(segments) + 1);
-    const int64_t table = segments + 1 + kReportNumbers + kFallbackNumbers;
+    const int64_t table = table_length(segments);
     const int64_t tokens = memory.bytes / 8 - table;
     if (tokens < 0) fail("OUT_OF_BOUNDS", "a selection's memory has %lld bytes", static_cast<long long>(memory.bytes));
     table_ = elements<double>(memory, 0, table + tokens);
@@ -76,27 +73,13 @@ class SelectionJob : public Job {
 
   lpx_status run() final {
     const lpx_status status = select(out_, report_);
-    if (status == LPX_OK) deliver();
+    if (status == LPX_OK) write_table(table_, offsets_.data(), static_cast<int64_t>(offsets_.size()) - 1, report_);
     return status;
   }
 
   virtual lpx_status select(const lpx_selection& out, lpx_report& report) = 0;
 
  private:
-  void deliver() const {
-    double* out = std::copy(offsets_.begin(), offsets_.end(), table_);
-    *out++ = static_cast<double>(report_.entries);
-    *out++ = static_cast<double>(report_.kept);
-    *out++ = static_cast<double>(report_.protected_entries);
-    *out++ = static_cast<double>(report_.non_finite);
-    *out++ = report_.path;
-    *out++ = static_cast<double>(report_.candidates);
-    *out++ = static_cast<double>(report_.exact_scores);
-    *out++ = report_.score_seconds;
-    *out++ = report_.select_seconds;
-    std::memcpy(out, report_.fallback, sizeof report_.fallback);
-  }
-
   std::vector<int64_t> offsets_;
   double* table_ = nullptr;
   lpx_selection out_{};

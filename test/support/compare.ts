@@ -1,9 +1,10 @@
 import { expect } from 'vitest'
 import type { Scores } from '../../lib/index.js'
 import type { Policy } from '../../lib/policy.js'
-import { float64, plainFormulations } from '../oracle/arithmetic.js'
+import { type Arithmetic, float64, plainFormulations } from '../oracle/arithmetic.js'
 import type { Problem } from '../oracle/problem.js'
 import { magnitudes, scores as oracle } from '../oracle/score.js'
+import { type FloatType, roundTo } from './half.js'
 
 /** The oracle's own rounding: float64 results are compared with float32 ones, whose neighbours lie this far apart. */
 const ROUNDING = 2 ** -23
@@ -50,19 +51,45 @@ export function segmentsOf(scores: Scores): Float32Array[] {
   return out
 }
 
+/** As PyTorch computes in a type of 16 bits: products are added up in float32, and the projected values kept in the type. */
+function inType(formulation: Arithmetic, type: FloatType): Arithmetic {
+  return { ...formulation, project: (...given) => formulation.project(...given).map((value) => roundTo(type, value)) }
+}
+
 /**
  * The error against float64 is at most twice that of plain float32 formulations, plus the oracle's own rounding
- * (design.md section 3), in units of the terms that a score is made of: the mean error, and with more room the worst.
+ * (design.md section 3), in units of the terms that a score is made of: the mean error, and with more room the worst. A GPU
+ * multiplies by projections in the cache's type: `type`.
  */
-export function expectScores(actual: Scores, problem: Problem, rule: Policy['score'], layerWeights?: readonly number[]): void {
-  const segments = segmentsOf(actual)
+export function expectScores(
+  actual: Scores,
+  problem: Problem,
+  rule: Policy['score'],
+  layerWeights?: readonly number[],
+  type: FloatType = 'float32',
+): void {
+  expectedScores(problem, rule, layerWeights, type)(actual)
+}
+
+/** {@link expectScores} for several attempts at one problem. */
+export function expectedScores(
+  problem: Problem,
+  rule: Policy['score'],
+  layerWeights?: readonly number[],
+  type: FloatType = 'float32',
+): (actual: Scores) => void {
   const exact = oracle(float64, problem, rule, layerWeights)
   const units = magnitudes(problem, rule, layerWeights)
-  expect(segments.map(({ length }) => length)).toEqual(exact.map(({ length }) => length))
-  const plain = plainFormulations.map((formulation) => deviation(oracle(formulation, problem, rule, layerWeights), exact, units))
-  const ours = deviation(segments, exact, units)
-  expect(ours.mean, 'mean error').toBeLessThanOrEqual(2 * Math.max(...plain.map(({ mean }) => mean)) + ROUNDING)
-  expect(ours.worst, 'worst error').toBeLessThanOrEqual(WORST * (2 * Math.max(...plain.map(({ worst }) => worst)) + ROUNDING))
+  const plain = (type === 'float32' ? plainFormulations : plainFormulations.map((formulation) => inType(formulation, type))).map((formulation) =>
+    deviation(oracle(formulation, problem, rule, layerWeights), exact, units),
+  )
+  return (actual) => {
+    const segments = segmentsOf(actual)
+    expect(segments.map(({ length }) => length)).toEqual(exact.map(({ length }) => length))
+    const ours = deviation(segments, exact, units)
+    expect(ours.mean, 'mean error').toBeLessThanOrEqual(2 * Math.max(...plain.map(({ mean }) => mean)) + ROUNDING)
+    expect(ours.worst, 'worst error').toBeLessThanOrEqual(WORST * (2 * Math.max(...plain.map(({ worst }) => worst)) + ROUNDING))
+  }
 }
 
 /** Equal to the last bit: NaN equals NaN of the same pattern, -0 is not +0. */

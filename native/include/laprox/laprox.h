@@ -357,7 +357,8 @@ typedef struct lpx_score_rule {
  * Scores of all segments. Segment x has lengths[x] scores from data + offsets[x]; offsets ascend and segments do not overlap.
  * lpx_score_layout fills lengths and packed offsets for a cache.
  * CUDA: scores lie [segments, count / segments]; offsets are NULL, and the scores of a segment, count / segments of them at
- * most, begin at a multiple of 4. lpx_score ignores lengths, lpx_select reads them and positions on the device.
+ * most, begin at a multiple of 4. lpx_score ignores lengths and writes positions where they are not NULL; lpx_select reads
+ * both on the device.
  */
 typedef struct lpx_scores {
   size_t size;
@@ -368,7 +369,7 @@ typedef struct lpx_scores {
   int64_t count;                  /* floats that may be touched from data */
   const int64_t* offsets;         /* [segments] */
   const int32_t* lengths;         /* [segments] */
-  const int32_t* positions;       /* original position of each score, laid out as data; NULL: the index in the segment */
+  int32_t* positions;             /* original position of each score, laid out as data; NULL: the index in the segment */
   const int32_t* context_lengths; /* [sequences], required with positions */
   int64_t bytes_per_entry;        /* of one key and one value row: for budgets in bytes */
 } lpx_scores;
@@ -473,7 +474,7 @@ typedef enum lpx_target {
   LPX_TO_IN_PLACE = 2 /* rows move to the front of their own segment */
 } lpx_target;
 
-/* Free page ids of one layer, consumed from the front in order of segments. */
+/* Free page ids of one layer, consumed from the front in order of segments. CUDA: trusted to be free and each there once. */
 typedef struct lpx_free_list {
   const int32_t* pages;
   int64_t count;

@@ -1,0 +1,84 @@
+// The end of a scan: partial sums to log-sum-exps, and how much the squares have to be multiplied by (formulas in scan.cuh).
+// Reads a float a split and row; a fixed order makes the bits repeat.
+#pragma once
+
+#include "cuda/kernels/scan.cuh"
+
+namespace laprox::cuda {
+
+// The end: a block a (segment, head of the group), kFinishGroups warps that share the partial sums, a lane a row. Sums in a fixed order, in
+// double. In a repair (`repair`), of the outgrown segments alone, partials are log-sum-exps.
+inline constexpr int kFinishGroups = 8;
+
+__global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, float* log_sums, float* inflation, bool repair) {
+  __shared__ double sums[kFinishGroups][32];
+  const Geometry& g = v.g;
+  const int segment = blockIdx.x / g.group;
+  const int h = blockIdx.x % g.group;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  if (*g.status != LPX_OK) return;
+  if (repair && (v.outgrown[g.segments] == 0 || v.outgrown[segment] == 0)) return;
+  const LayerView& layer = g.layer[g.layer_of(segment)];
+  const Range range = v.ranges[segment];
+  const int first = range.begin / v.split_tokens;
+  const int last = (range.end + v.split_tokens - 1) / v.split_tokens;
+  const int64_t row0 = int64_t{h} * v.head_rows;
+  float most = 0;
+  bool nan = false;
+  for (int q0 = 0; q0 < g.rows; q0 += 32) {
+    const int q = q0 + lane;
+    const float b = v.references[segment * int64_t{v.padded_rows} + row0 + q];
+    const float* partials = v.partials + int64_t{segment} * v.splits * v.padded_rows + row0 + q;
+    double total = 0;
+    float top = -INFINITY;
+    if (layer.lse == nullptr) {
+      if (repair) {
+        for (int p = first; p < last; ++p) top = fmaxf(top, partials[int64_t{p} * v.padded_rows]);
+        for (int p = first + warp; p < last; p += kFinishGroups) {
+          const float part = partials[int64_t{p} * v.padded_rows];
+          if (part != -INFINITY) total += exp2(static_cast<double>(part) - top);
+        }
+      } else {
+#pragma unroll 4
+        for (int p = first + warp; p < last; p += kFinishGroups) total += partials[int64_t{p} * v.padded_rows];
+      }
+    }
+    sums[warp][lane] = total;
+    __syncthreads();
+    if (warp == 0 && q < g.rows) {
+      double sum = 0;
+      for (int i = 0; i < kFinishGroups; ++i) sum += sums[i][lane];
+      float lse = b;
+      if (layer.lse == nullptr && b != INFINITY) {
+        const double base = repair ? top : b;
+        double log_sum = base + log2(sum);
+        if (layer.sink_logits != nullptr) {
+          const double sink = 1.44269504088896340736 * layer.sink_logits[g.head_of(segment) * g.group + h];
+          const double larger = fmax(log_sum, sink);
+          if (log_sum == log_sum) log_sum = larger + log2(exp2(log_sum - larger) + exp2(sink - larger));
+        }
+        lse = static_cast<float>(log_sum);
+        if (!repair && !(sum < 3e38)) {
+          v.outgrown[segment] = 1;
+          v.outgrown[g.segments] = 1;
+        }
+      }
+      log_sums[(int64_t{segment} * g.group + h) * g.rows + q] = lse;
+      if (lse != INFINITY) {
+        // References, bounds and scores are rounded in float, their logits by the tensor cores: a margin for what they are made of.
+        const float margin = 1e-5f * (16 + fabsf(lse) + fabsf(b));
+        most = fmaxf(most, exp2f(2 * (b - lse) + margin));
+        nan = nan || lse != lse;
+      }
+    }
+    __syncthreads();
+  }
+  if (warp != 0) return;
+  for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+  nan = __any_sync(0xffffffffu, nan);
+  // Not 0: squares may be +inf.
+  if (lane == 0) inflation[int64_t{segment} * g.group + h] = nan ? NAN : fmaxf(most, 2e-38f);
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,262 @@
+// The scan on Hopper: wgmma, one read of K for each panel of up to 128 query rows. Formulas in scan.cuh.
+//
+// For 128 query rows of 128 elements a tile of 64 tokens is 16 KiB of K, 512 cycles of the tensor cores, 512 of the special functions (16
+// exponentials a cycle) and about 500 issue slots on each quarter of a processor; its share of the memory's bandwidth takes about 850. So memory
+// binds where the other three overlap and enough bytes are on the way (some 2 microseconds of bandwidth, 100 KiB a processor): kGroups warpgroups
+// share the panel's queries and take the tiles of a split in turn, each with kStages stages of its own and a barrier of its own a tile; they never
+// wait for each other, so that one multiplies while another exponentiates. Tokens are the rows of the product (left operand: the tile), query rows
+// its columns (right operand: the panel), both swizzled in shared memory. A thread then holds 2 tokens by 32 query rows: e^2 is summed over a query
+// head in the thread and by 2 shuffles, sums over tokens are 32 registers to the end of the split. Tiles come by 16-byte cp.async, row by row, so
+// that any page size and stride will do.
+#pragma once
+
+#include "cuda/kernels/hopper.cuh"
+#include "cuda/kernels/scan.cuh"
+
+namespace laprox::cuda {
+
+inline constexpr int kWarpgroup = 128;
+inline constexpr int kGroups = 3;
+
+template <typename T, int D, int Bands>
+struct WgmmaScan {
+  static_assert(D % 64 == 0, "a row of a swizzled matrix has 64 elements");
+  static constexpr int kRows = Bands * kBand;
+  static constexpr int kQueryBytes = kRows * D * 2;
+  static constexpr int kTileBytes = kScanTile * D * 2;
+  static constexpr int kStages = 4 * 128 / D;  // of a warpgroup
+  static constexpr int kTilesBytes = kGroups * kStages * kTileBytes;
+
+  // Behind the queries and tiles.
+  struct Shared {
+    float references[kRows];
+  };
+  // In place of the tiles, after the last.
+  struct Sums {
+    float sums[kGroups * 4][kRows];
+  };
+  static constexpr int kBytes = kQueryBytes + kTilesBytes + static_cast<int>(sizeof(Shared));
+  static_assert(kBytes <= 232448, "more shared memory than a block can have");
+
+  // 16-byte chunk `chunk` of row `row` of a matrix of `rows` rows.
+  __device__ static uint32_t offset(int rows, int row, int chunk) { return (chunk / 8 * rows + row) * 128 + (chunk % 8 ^ row % 8) * 16; }
+  // Step `k` of 16 elements, for wgmma.
+  static constexpr uint32_t step(int rows, int k) { return k / 4 * rows * 128 + k % 4 * 32; }
+
+  struct Tile {
+    static constexpr int kChunks = D / 8;
+    static constexpr int kPitch = 128;
+    __device__ static uint32_t offset(int row, int chunk) { return WgmmaScan::offset(kScanTile, row, chunk); }
+  };
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Sums v[i] over the 8 lanes of equal lane % 4; each lane ends with N / 8 of them, from `owned_sums`.
+template <int N, int Bit = 16>
+__device__ inline void sum_columns(float (&v)[N], int lane) {
+  constexpr int kCount = Bit == 16 ? N : Bit == 8 ? N / 2 : N / 4;
+  const bool upper = (lane & Bit) != 0;
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const float sent = upper ? v[i] : v[i + kCount / 2];
+    const float kept = upper ? v[i + kCount / 2] : v[i];
+    v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, Bit);
+  }
+  if constexpr (Bit > 4) sum_columns<N, Bit / 2>(v, lane);
+}
+template <int N>
+__device__ inline int owned_sums(int lane) {
+  return (lane & 16 ? N / 2 : 0) + (lane & 8 ? N / 4 : 0) + (lane & 4 ? N / 8 : 0);
+}
+
+// Sums v[band] over the 4 lanes of a quad; the lane ends with that of band `quad_band`.
+template <int Bands>
+__device__ inline int quad_band(int lane) {
+  return Bands >= 3 ? lane % 4 : Bands == 2 ? lane % 2 : 0;
+}
+template <int Bands>
+__device__ inline float sum_quad(const float (&v)[Bands], int lane) {
+  const auto exchange = [](float lower, float upper, bool keep_upper, int bit) {
+    return (keep_upper ? upper : lower) + __shfl_xor_sync(0xffffffffu, keep_upper ? lower : upper, bit);
+  };
+  if constexpr (Bands == 1) {
+    const float half = v[0] + __shfl_xor_sync(0xffffffffu, v[0], 1);
+    return half + __shfl_xor_sync(0xffffffffu, half, 2);
+  } else if constexpr (Bands == 2) {
+    const float half = exchange(v[0], v[1], lane & 1, 1);
+    return half + __shfl_xor_sync(0xffffffffu, half, 2);
+  } else {
+    float last = 0;
+    if constexpr (Bands == 4) last = v[3];
+    const float even = exchange(v[0], v[2], lane & 2, 2);
+    const float odd = exchange(v[1], last, lane & 2, 2);
+    return exchange(even, odd, lane & 1, 1);
+  }
+}
+
+template <typename T, int D, int Bands>
+__device__ inline void scan_split(const ScanView& v, char* memory) {
+  using Scan = WgmmaScan<T, D, Bands>;
+  constexpr int kChunks = D / 8;
+  const Geometry& g = v.g;
+  auto& shared = *reinterpret_cast<typename Scan::Shared*>(memory + Scan::kQueryBytes + Scan::kTilesBytes);
+  const uint32_t queries = shared_address(memory);
+  const ScanItem item = scan_item(v, blockIdx.x);
+  const LayerView& layer = g.layer[g.layer_of(item.segment)];
+  if (v.skips(layer)) return;
+  const Range range = v.ranges[item.segment];
+  const TileRun run = tile_run(v, range, item.split);
+  clear_unseen(v, item, run, threadIdx.x, kGroups * kWarpgroup);
+  if (run.count == 0) return;
+
+  const int group = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+  const uint32_t tiles = queries + Scan::kQueryBytes + group * Scan::kStages * Scan::kTileBytes;
+  const int lane = threadIdx.x % 32;
+  const int sequence = g.sequence_of(item.segment);
+  const int kv_head = g.head_of(item.segment);
+  const Rows keys(layer, layer.key, sequence, kv_head);
+  TileCopier<typename Scan::Tile, kScanTile / 4> copier(keys, warp);
+  // Tile `i` of this warpgroup.
+  const int count = (run.count - group + kGroups - 1) / kGroups;
+  const auto first_of = [&](int i) { return run.first + (i * kGroups + group) * kScanTile; };
+  const auto copy = [&](int i) {
+    if (i < count) copier.copy(tiles + i % Scan::kStages * Scan::kTileBytes);
+    commit_copies();
+  };
+  for (int i = threadIdx.x; i < Scan::kRows * kChunks; i += kGroups * kWarpgroup) {
+    const int row = i / kChunks;
+    const int chunk = i % kChunks;
+    const PanelRow at = panel_row(v, item.panel, row / kBand, row % kBand);
+    const bool exists = row_exists(v, item.segment, at);
+    const char* from = query_row(g, layer, sequence, kv_head, exists ? at.head : 0, exists ? at.query : 0);
+    copy_async_16(queries + Scan::offset(Scan::kRows, row, chunk), from + chunk * 16, exists);
+  }
+  if (threadIdx.x < Scan::kRows / 4)
+    copy_async_16(shared_address(&shared.references[threadIdx.x * 4]),
+                  v.references + int64_t{item.segment} * v.padded_rows + item.panel * Scan::kRows + threadIdx.x * 4, true);
+  commit_copies();
+  for (int i = 0; i < Scan::kStages - 1; ++i) {
+    if (i < count) copier.find(first_of(i), range.end);
+    copy(i);
+  }
+  if (Scan::kStages - 1 < count) copier.find(first_of(Scan::kStages - 1), range.end);
+
+  const LogitRule rule(layer);
+  const int head_bands = v.head_bands();
+  const int band = quad_band<Bands>(lane);
+  // Where this lane's squares go: of a band's query head, if it is the head's first band.
+  const int head = item.panel * (Bands / head_bands) + band / head_bands;
+  float* squares_out = nullptr;
+  if (v.squares != nullptr && lane % 4 < Bands && band % head_bands == 0 && head < g.group)
+    squares_out = v.squares + (int64_t{item.segment} * g.group + head) * g.stride;
+  const float2* const references = reinterpret_cast<const float2*>(shared.references) + lane % 4;
+  const uint32_t query_matrix = swizzled_matrix(queries);
+  float sums[Bands * 8];
+#pragma unroll
+  for (int i = 0; i < Bands * 8; ++i) sums[i] = 0;
+
+  wait_copies<Scan::kStages - 1>();
+  fence_shared_for_wgmma();
+  __syncthreads();  // the queries have landed
+  for (int i = 0; i < count; ++i) {
+    wait_copies<Scan::kStages - 2>();
+    fence_shared_for_wgmma();
+    sync_threads(1 + group, kWarpgroup);  // the tile has landed, and all warps have multiplied the one before
+    const uint32_t key_matrix = swizzled_matrix(tiles + i % Scan::kStages * Scan::kTileBytes);
+    float c[Bands * 16];
+    hold_registers(c);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k)
+      multiply_warpgroup<T, Scan::kRows>(c, key_matrix + Scan::step(kScanTile, k) / 16, query_matrix + Scan::step(Scan::kRows, k) / 16, k > 0);
+    commit_products();
+    copy(i + Scan::kStages - 1);
+    if (i + Scan::kStages < count) copier.find(first_of(i + Scan::kStages), range.end);
+    wait_products<0>(c);
+
+    const int first = first_of(i);
+    const int token = first + warp * 16 + lane / 4;
+    float squares[2][Bands];  // of `token` and the token 8 further
+    if (first >= range.full_begin && first + kScanTile <= range.full_end && !rule.capped) {
+#pragma unroll
+      for (int b = 0; b < Bands; ++b) {
+        float square[2] = {};
+#pragma unroll
+        for (int block = b * 4; block < b * 4 + 4; ++block) {
+          const float2 reference = references[block * 4];
+          const float e0 = exp2_fast(fmaf(c[block * 4], rule.scale, -reference.x));
+          const float e1 = exp2_fast(fmaf(c[block * 4 + 1], rule.scale, -reference.y));
+          const float f0 = exp2_fast(fmaf(c[block * 4 + 2], rule.scale, -reference.x));
+          const float f1 = exp2_fast(fmaf(c[block * 4 + 3], rule.scale, -reference.y));
+          sums[block * 2] += e0 + f0;
+          sums[block * 2 + 1] += e1 + f1;
+          square[0] = fmaf(e0, e0, fmaf(e1, e1, square[0]));
+          square[1] = fmaf(f0, f0, fmaf(f1, f1, square[1]));
+        }
+        squares[0][b] = square[0];
+        squares[1][b] = square[1];
+      }
+    } else {
+      int position[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        position[i] = INT32_MAX;  // does not exist: beyond every row
+        if (token + i * 8 < range.end) position[i] = token_position(layer, g.sequence_of(item.segment), g.head_of(item.segment), token + i * 8);
+      }
+      const int row0 = g.row_position(item.segment, 0);
+#pragma unroll
+      for (int b = 0; b < Bands; ++b) {
+        float square[2] = {};
+#pragma unroll
+        for (int block = b * 4; block < b * 4 + 4; ++block) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int query = b % head_bands * kBand + (block * 8 + lane % 4 * 2 + i % 2) % kBand;
+            const float reference = i % 2 == 0 ? references[block * 4].x : references[block * 4].y;
+            const float e = sees(layer, row0 + query, position[i / 2]) ? exp2_fast(rule(c[block * 4 + i]) - reference) : 0.0f;
+            sums[block * 2 + i % 2] += e;
+            square[i / 2] = fmaf(e, e, square[i / 2]);
+          }
+        }
+        squares[0][b] = square[0];
+        squares[1][b] = square[1];
+      }
+    }
+    if (v.squares == nullptr) continue;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float total = sum_quad<Bands>(squares[i], lane);
+      if (head_bands >= 2) total += __shfl_xor_sync(0xffffffffu, total, 1);
+      if (head_bands >= 3) total += __shfl_xor_sync(0xffffffffu, total, 2);
+      if (squares_out != nullptr && token + i * 8 < range.end) squares_out[token + i * 8] = total;
+    }
+  }
+
+  sum_columns(sums, lane);
+  const int owned = owned_sums<Bands * 8>(lane);
+  auto& all = reinterpret_cast<typename Scan::Sums*>(memory + Scan::kQueryBytes)->sums;
+  wait_copies<0>();
+  __syncthreads();  // all tiles are multiplied
+#pragma unroll
+  for (int i = 0; i < Bands; ++i) all[group * 4 + warp][(owned + i) / 2 * 8 + lane % 4 * 2 + (owned + i) % 2] = sums[i];
+  __syncthreads();
+  const int row = threadIdx.x;
+  if (row >= Scan::kRows) return;
+  float total = 0;
+  for (int i = 0; i < kGroups * 4; ++i) total += all[i][row];
+  v.partials[partial_offset(v, item) + row] = total;
+}
+
+#endif
+
+template <typename T, int D, int Bands>
+__global__ void __launch_bounds__(kGroups* kWarpgroup, 1) scan_wgmma(ScanView v) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) char memory[];
+  if (*v.g.status == LPX_OK) scan_split<T, D, Bands>(v, memory);
+#endif
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,142 @@
+// What the kernels of a selection share: the scores, which of them compete for one budget, and what is known of each rank so far.
+//
+// A tile is kTile consecutive tokens of one segment, and the work of one warp. Tiles are numbered segment by segment, so that
+// every kernel can deal them out evenly whatever the lengths are.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/views.cuh"
+
+namespace laprox::cuda {
+
+inline constexpr int kTile = 1024;
+inline constexpr int kRun = 128;                         // tokens of a warp, four of each lane
+inline constexpr int kTileWords = kTile / 32;            // of a bit mask of a tile
+inline constexpr uint32_t kForced = 0xffffffffu;         // the key of what is kept outside the ranking
+inline constexpr uint32_t kLargestFinite = 0xff7fffffu;  // the key of the largest finite float
+inline constexpr uint32_t kMinusInfinity = 0xff800000u;  // the bits of the score of an entry that was not computed
+inline constexpr int kInlineRanges = 16;                 // protected ranges that travel as a kernel parameter
+
+// Scores of all segments. Those of segment x start at data + offsets[x], or at data + x * stride where offsets is null.
+struct ScoreView {
+  float* data;
+  int64_t stride;
+  const int32_t* lengths;    // [segments]
+  const int32_t* contexts;   // [segments]: position of the next token. Read only where there are positions.
+  const int32_t* positions;  // laid out as data; null: see layer
+  const LayerView* layer;    // positions from a cache's planes, where it has any; null: the index in the segment
+  int32_t layers;
+  int32_t sequences;
+  int32_t kv_heads;
+  int32_t max_length;
+  int64_t bytes_per_entry;
+  int32_t* status;
+  const int64_t* offsets;  // [segments] or null
+
+  __host__ __device__ int segments() const { return layers * sequences * kv_heads; }
+  __device__ int layer_of(int segment) const { return segment / (sequences * kv_heads); }
+  __device__ int sequence_of(int segment) const { return segment / kv_heads % sequences; }
+  __device__ int head_of(int segment) const { return segment % kv_heads; }
+  __device__ int length(int segment) const { return min(max(lengths[segment], 0), max_length); }
+  __device__ int64_t offset(int segment) const { return offsets == nullptr ? segment * stride : offsets[segment]; }
+  __device__ bool has_positions(int segment) const {
+    return positions != nullptr || (layer != nullptr && layer[layer_of(segment)].position.data != nullptr);
+  }
+};
+
+// Positions [begin, end).
+struct PositionRange {
+  int32_t begin;
+  int32_t end;
+};
+
+// Protected tokens of each segment: its last ones from `recent` on, and `ranges` disjoint, ascending ranges.
+struct Protection {
+  const int32_t* bounds;  // [segments][1 + 2 * ranges]: recent, then begin and end of each range
+  int32_t ranges;
+
+  __device__ const int32_t* of(int segment) const { return bounds + int64_t{segment} * (1 + 2 * ranges); }
+};
+
+// Entries that compete for one budget: a sequence, a layer of it, or a head of a layer.
+struct Parts {
+  int32_t scope;  // lpx_scope
+  int32_t layers;
+  int32_t sequences;
+  int32_t kv_heads;
+  int64_t* entries;    // [parts]
+  int64_t* guarded;    // [parts]: protected entries
+  int64_t* quota;      // [parts]: entries kept, protected ones included
+  int64_t* remainder;  // [parts] scratch of the shares
+  int32_t* tiles;      // [parts]
+
+  __host__ __device__ int count() const { return sequences * (scope == LPX_SCOPE_MODEL ? 1 : scope == LPX_SCOPE_LAYER ? layers : layers * kv_heads); }
+  __host__ __device__ int of(int segment) const {
+    return scope == LPX_SCOPE_MODEL ? segment / kv_heads % sequences : scope == LPX_SCOPE_LAYER ? segment / kv_heads : segment;
+  }
+  __host__ __device__ int segments_each() const { return scope == LPX_SCOPE_MODEL ? layers * kv_heads : scope == LPX_SCOPE_LAYER ? kv_heads : 1; }
+  // Segment i of a part, in the order of (layer, head).
+  __host__ __device__ int segment(int part, int i) const {
+    return scope == LPX_SCOPE_MODEL   ? (i / kv_heads * sequences + part) * kv_heads + i % kv_heads
+           : scope == LPX_SCOPE_LAYER ? part * kv_heads + i
+                                      : part;
+  }
+};
+
+// The search for a key in each part: the one that `left` keys in [low, last] reach, counted from above.
+struct Ranks {
+  int64_t* target;      // [parts]: entries to be chosen by rank
+  int64_t* left;        // [parts]
+  uint32_t* low;        // [parts]
+  uint32_t* last;       // [parts], inclusive
+  uint32_t* key;        // [parts]: the threshold, once the range is one key
+  int64_t* ties;        // [parts]: entries of just this key that are kept
+  int32_t* stride;      // [parts]: one of so many runs of 128 tokens is in the sample
+  uint32_t* histogram;  // [parts][bins]
+  // Zero before a search.
+  uint32_t* done;        // [passes][parts]: tiles that are counted
+  uint32_t* above;       // [parts]: keys above the range
+  uint32_t* inside;      // [parts]: keys in it, where only their number is wanted
+  uint32_t* forced;      // [parts]: non-finite scores that are not protected
+  uint32_t* non_finite;  // [parts]: non-finite scores
+  uint32_t* failed;      // [parts]: the sample's range does not hold the threshold
+  uint32_t* failures;    // how many
+};
+
+// What a pass over the scores leaves for those that follow.
+struct Collected {
+  uint32_t* kept;    // [tiles][kTileWords]: above every candidate. Bit b of word w is token 32 * w + b.
+  uint2* candidate;  // [tiles][slots]: key, token in the tile; any order
+  int32_t* count;    // [tiles]: candidates; more than there are slots: read them from the scores
+  int32_t slots;
+};
+
+__device__ inline uint32_t key_of(float score) {
+  const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));  // -0 becomes 0
+  return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+
+__device__ inline float score_of(uint32_t key) {
+  if (key >= 0xff800000u) return __uint_as_float(0x7f800000u);
+  if (key <= 0x007fffffu) return __uint_as_float(kMinusInfinity);
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+__device__ inline bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+__device__ inline float absent_score() { return __uint_as_float(kMinusInfinity); }
+
+// The segment that a tile belongs to.
+__device__ inline int segment_of_tile(const int32_t* tile_start, int segments, int tile) {
+  int low = 0;
+  for (int high = segments - 1; low < high;) {
+    const int middle = low + (high - low + 1) / 2;
+    if (tile_start[middle] <= tile)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,101 @@
+#include <algorithm>
+
+#include "core/geometry.hpp"
+#include "cuda/kernels/compact.cuh"
+#include "cuda/launch/compact.hpp"
+
+namespace laprox::cuda {
+namespace {
+
+PlaneView view(const lpx_plane& plane) { return {static_cast<char*>(plane.data), plane.page_stride, plane.token_stride, plane.head_stride}; }
+
+}  // namespace
+
+Compact::Compact(Arena& arena, const Geometry& shape, lpx_dtype dtype, const CompactTarget& target, bool check_tokens)
+    : row_bytes_(static_cast<int32_t>(element_size(dtype)) * shape.head_dim), check_tokens_(check_tokens) {
+  if (target.target != LPX_TO_IN_PLACE) layers_ = arena.take<TargetLayer>(std::max<int64_t>(shape.layers, 1));
+  if (target.target != LPX_TO_RAGGED) first_ = arena.take<int64_t>(shape.segments);
+}
+
+void Compact::run(const Launch& launch, const Geometry& from, const lpx_selection& selection, const CompactTarget& target) const {
+  Move move{};
+  move.from = from;
+  move.tokens = selection.tokens;
+  move.offsets = selection.offsets;
+  move.capacity = selection.capacity;
+  move.target = target.target;
+  move.layer = layers_;
+  move.row_bytes = row_bytes_;
+  move.lengths = target.lengths;
+  move.page_table = target.page_table;
+  move.table_width = target.table_width;
+  move.pages_used = target.pages_used;
+  move.free_lists = static_cast<int32_t>(target.free_lists.size());
+  move.first_page = first_;
+  move.freed_pages = target.freed_pages;
+  move.freed_capacity = target.freed_capacity;
+  move.freed_counts = target.freed_counts;
+  move.first_freed = first_;
+  const auto segments = static_cast<unsigned>(from.segments);
+  const unsigned rows_of_grid = std::min(segments, 65535u);
+
+  if (check_tokens_) {
+    laprox::cuda::check_tokens<<<dim3(static_cast<unsigned>(std::min<int64_t>(ceil_div(std::max(from.max_length, 1), 4096), 64)), rows_of_grid), 256,
+                                 0, launch.stream>>>(move);
+    launch.check("compact");
+  }
+  for (size_t first = 0; first < target.planes.size(); first += TargetChunk::kSize) {
+    TargetChunk chunk{};
+    const size_t count = std::min<size_t>(TargetChunk::kSize, target.planes.size() - first);
+    for (size_t i = 0; i < count; ++i) {
+      const TargetPlanes& planes = target.planes[first + i];
+      TargetLayer& to = chunk.layer[i];
+      to.key = view(planes.key);
+      to.value = view(planes.value);
+      to.position = view(planes.position);
+      to.value_norm = view(planes.value_norm);
+      to.key_bytes = planes.key.bytes;
+      to.value_bytes = planes.value.bytes;
+      to.position_bytes = planes.position.bytes;
+      to.value_norm_bytes = planes.value_norm.bytes;
+      to.page_size = planes.page_size;
+      if (target.target == LPX_TO_PAGES) {
+        const lpx_free_list& list = target.free_lists[target.free_lists.size() == 1 ? 0 : first + i];
+        to.free_pages = list.pages;
+        to.free_count = list.count;
+      }
+    }
+    store_targets<<<1, TargetChunk::kSize, 0, launch.stream>>>(chunk, static_cast<int>(count), layers_ + first);
+    launch.check("compact");
+  }
+  const unsigned blocks = static_cast<unsigned>(launch.multiprocessors) * 8;
+  switch (target.target) {
+    case LPX_TO_RAGGED:
+      check_ragged<<<1, 1, 0, launch.stream>>>(move);
+      launch.check("compact");
+      move_rows<<<blocks, kMoveThreads, 0, launch.stream>>>(move);
+      break;
+    case LPX_TO_PAGES:
+      plan_pages<<<1, kListThreads, 0, launch.stream>>>(move);
+      launch.check("compact");
+      fill_tables<<<segments, 256, 0, launch.stream>>>(move);
+      launch.check("compact");
+      move_rows<<<blocks, kMoveThreads, 0, launch.stream>>>(move);
+      break;
+    case LPX_TO_IN_PLACE:
+      if (target.freed_pages != nullptr) {
+        plan_freed<<<1, kListThreads, 0, launch.stream>>>(move);
+        launch.check("compact");
+        list_freed<<<dim3(8, rows_of_grid), 256, 0, launch.stream>>>(move);
+        launch.check("compact");
+      }
+      move_in_place<<<dim3(segments, 3), kInPlaceThreads, 0, launch.stream>>>(move);
+      break;
+  }
+  launch.check("compact");
+  if (target.lengths == nullptr) return;
+  store_lengths<<<static_cast<unsigned>(ceil_div(from.segments, 256)), 256, 0, launch.stream>>>(move);
+  launch.check("compact");
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,186 @@
+#include <algorithm>
+
+#include "cuda/kernels/exact_plain.cuh"
+#include "cuda/kernels/exact_queries.cuh"
+#include "cuda/launch/exact.hpp"
+#include "cuda/launch/exact_attention.hpp"
+#include "cuda/launch/exact_hopper.hpp"
+#include "cuda/launch/exact_portable.hpp"
+
+namespace laprox::cuda {
+namespace {
+
+constexpr int kWideGroup = 16;  // above it a tile of the plain kernel is narrower
+
+TokenLists lists_of(const Candidates* only) { return only == nullptr ? TokenLists{nullptr, nullptr} : TokenLists{only->tokens, only->counts}; }
+
+void find_tiles(const Launch& launch, const Geometry& geometry, const TokenLists& lists, int tile, int32_t* tiles) {
+  tile_kernel<<<1, 1024, 0, launch.stream>>>(geometry, lists, tile, tiles);
+  launch.check("exact scores");
+}
+
+template <typename C, int Tokens>
+void plain_tiles(const Launch& launch, const Geometry& g, const TokenLists& lists, lpx_dtype window, const float* log_sums, const PlainRule& rule,
+                 const FactorView& factors, int32_t* tiles, float* scores) {
+  find_tiles(launch, g, lists, Tokens, tiles);
+  const auto shared = static_cast<int>(plain_shared(g.group, g.head_dim, Tokens).bytes);
+  check(cudaFuncSetAttribute(exact_plain_kernel<C, Tokens>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "exact scores");
+  exact_plain_kernel<C, Tokens><<<static_cast<unsigned>(launch.multiprocessors * 8), kPlainThreads, static_cast<size_t>(shared), launch.stream>>>(
+      g, tiles, lists, window, log_sums, rule, factors, scores);
+  launch.check("exact scores");
+}
+
+template <typename C>
+void plain(const Launch& launch, const Geometry& g, const TokenLists& lists, lpx_dtype window, const float* log_sums, const PlainRule& rule,
+           const FactorView& factors, int32_t* tiles, float* scores) {
+  if (g.group <= kWideGroup)
+    plain_tiles<C, 8>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+  else
+    plain_tiles<C, 2>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+}
+
+void plain(const Launch& launch, lpx_dtype cache, const Geometry& g, const TokenLists& lists, lpx_dtype window, const float* log_sums,
+           const PlainRule& rule, const FactorView& factors, int32_t* tiles, float* scores) {
+  switch (cache) {
+    case LPX_F32: return plain<float>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+    case LPX_F16: return plain<__half>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+    case LPX_BF16: return plain<__nv_bfloat16>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+  }
+}
+
+// Rules that look at single rows, or at none.
+template <typename C>
+void rows(const Launch& launch, const Geometry& g, const TokenLists& lists, RowWork work, const lpx_score_rule& rule, int32_t* tiles, float* scores) {
+  find_tiles(launch, g, lists, kRowTile, tiles);
+  const int lanes = row_lanes(g.head_dim * static_cast<int64_t>(sizeof(C)));
+  const auto kernel = lanes == 8 ? row_kernel<C, 8> : lanes == 16 ? row_kernel<C, 16> : row_kernel<C, 32>;
+  kernel<<<static_cast<unsigned>(launch.multiprocessors * 8), 256, 0, launch.stream>>>(g, tiles, lists, work, rule.aggregation, rule.seed, scores);
+  launch.check("exact scores");
+}
+
+void rows(const Launch& launch, lpx_dtype cache, const Geometry& g, const TokenLists& lists, RowWork work, const lpx_score_rule& rule, int32_t* tiles,
+          float* scores) {
+  switch (cache) {
+    case LPX_F32: return rows<float>(launch, g, lists, work, rule, tiles, scores);
+    case LPX_F16: return rows<__half>(launch, g, lists, work, rule, tiles, scores);
+    case LPX_BF16: return rows<__nv_bfloat16>(launch, g, lists, work, rule, tiles, scores);
+  }
+}
+
+bool projects(const lpx_score_rule& rule) {
+  return rule.statistic == LPX_JOINT || rule.statistic == LPX_BOUND || (rule.statistic == LPX_FACTORED && rule.value == LPX_VALUE_PROJECTED_L2);
+}
+
+}  // namespace
+
+Exact::Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& rule, const DeviceFactors* factors,
+             Path path)
+    : cache_(cache), window_(window), rule_(rule), factors_(factors) {
+  if (rule.statistic == LPX_REMOVAL) fail(LPX_UNSUPPORTED, "CUDA devices do not compute LPX_REMOVAL scores yet; use a CPU device, or LPX_JOINT");
+  if (rule.statistic == LPX_FACTORED && rule.value == LPX_VALUE_PROJECTED_L1)
+    fail(LPX_UNSUPPORTED, "CUDA devices do not compute LPX_VALUE_PROJECTED_L1 yet; use a CPU device, or LPX_VALUE_PROJECTED_L2");
+  if (projects(rule) && (factors == nullptr || !factors->complete()))
+    fail(LPX_UNSUPPORTED, "this rule needs the output projection of every layer; the model lacks some");
+  tiles_ = arena.take<int32_t>(int64_t{shape.segments} + 1);
+
+  if (path == Path::kPlain || cache != window || cache == LPX_F32 || !portable_serves(shape.group, shape.head_dim)) return;
+  int packed = shape.group;  // heads, the padding of a kernel included
+  if (rule.statistic == LPX_JOINT || rule.statistic == LPX_BOUND) {
+    portable_ = factors->view().image != nullptr && factors->precision() == cache;
+    hopper_ = portable_ && path != Path::kPortable && hopper_joint_serves(shape.group, shape.head_dim);
+  } else if (rule.statistic == LPX_FACTORED && rule.attention != LPX_ATTENTION_NONE) {
+    portable_ = true;
+    hopper_ = path != Path::kPortable && hopper_attention_serves(shape.group, shape.head_dim, shape.rows);
+    packed = attention_group(shape.group);
+  }
+  if (!portable_) return;
+  const int64_t slab = slab_rows(packed, shape.head_dim);
+  const int64_t slabs = int64_t{shape.segments} * ceil_div(shape.rows, slab);
+  queries_ = arena.take<char>(slabs * slab_bytes(packed, shape.head_dim));
+  lse_ = arena.take<float>(slabs * packed * slab);
+}
+
+void Exact::pack_queries(const Launch& launch, const Geometry& g, int group, bool only_last, const float* log_sums) const {
+  const dim3 grid(static_cast<unsigned>(g.segments), static_cast<unsigned>(ceil_div(g.rows, slab_rows(group, g.head_dim))));
+  if (window_ == LPX_BF16)
+    query_kernel<__nv_bfloat16><<<grid, 256, 0, launch.stream>>>(g, group, only_last, log_sums, queries_, lse_);
+  else
+    query_kernel<__half><<<grid, 256, 0, launch.stream>>>(g, group, only_last, log_sums, queries_, lse_);
+  launch.check("packing queries");
+}
+
+void Exact::joint(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, float* scores) const {
+  const bool bound = rule_.statistic == LPX_BOUND;
+  if (portable_) pack_queries(launch, g, g.group, false, log_sums);
+  if (hopper_ && launch.hopper) return hopper_joint(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), bound, scores});
+  if (portable_) {
+    const PortableRule rule{false, bound, rule_.attention, rule_.aggregation, true};
+    return portable_scores(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), rule, scores});
+  }
+  PlainRule rule{};
+  rule.statistic = rule_.statistic;
+  rule.weigh = true;
+  plain(launch, cache_, g, lists_of(only), window_, log_sums, rule, factors_->view(), tiles_, scores);
+}
+
+// scores = the group's attention statistic.
+void Exact::attention(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, bool weigh, float* scores) const {
+  const bool hopper = hopper_ && launch.hopper;
+  if (portable_) pack_queries(launch, g, hopper ? attention_group(g.group) : g.group, rule_.attention == LPX_ATTENTION_LAST, log_sums);
+  if (hopper) return hopper_attention(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, rule_.attention, rule_.aggregation, weigh, scores});
+  if (portable_) {
+    const PortableRule rule{true, false, rule_.attention, rule_.aggregation, weigh};
+    return portable_scores(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, FactorView{}, rule, scores});
+  }
+  PlainRule rule{};
+  rule.statistic = LPX_FACTORED;
+  rule.attention = rule_.attention;
+  rule.aggregation = rule_.aggregation;
+  rule.take_attention = true;
+  rule.weigh = weigh;
+  plain(launch, cache_, g, lists_of(only), window_, log_sums, rule, FactorView{}, tiles_, scores);
+}
+
+void Exact::factored(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, float* scores) const {
+  // A layer's heads share what is known of all of them: all tokens, whatever is asked for.
+  const bool shared = rule_.sharing == LPX_SHARE_LAYER && rule_.attention != LPX_ATTENTION_NONE;
+  if (shared) only = nullptr;
+  attention(launch, g, log_sums, only, rule_.value == LPX_VALUE_NONE && !shared, scores);
+  if (shared) {
+    const dim3 grid(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(g.max_length, 256), 1, 1024)),
+                    static_cast<unsigned>(std::min<int64_t>(int64_t{g.layers} * g.sequences, 65535)));
+    share_kernel<<<grid, 256, 0, launch.stream>>>(g, rule_.aggregation, scores);
+    launch.check("sharing scores");
+  }
+  const TokenLists lists = lists_of(only);
+  switch (rule_.value) {
+    case LPX_VALUE_L1: rows(launch, cache_, g, lists, RowWork::kMultiplyL1, rule_, tiles_, scores); break;
+    case LPX_VALUE_L2: rows(launch, cache_, g, lists, RowWork::kMultiplyL2, rule_, tiles_, scores); break;
+    case LPX_VALUE_PROJECTED_L2: {
+      PlainRule rule{};
+      rule.statistic = LPX_FACTORED;
+      rule.value = rule_.value;
+      rule.aggregation = rule_.aggregation;
+      rule.take_values = true;
+      rule.weigh = true;
+      plain(launch, cache_, g, lists, window_, log_sums, rule, factors_->view(), tiles_, scores);
+      break;
+    }
+    default:
+      if (shared) rows(launch, cache_, g, lists, RowWork::kWeigh, rule_, tiles_, scores);
+  }
+}
+
+void Exact::run(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, float* scores) const {
+  switch (rule_.statistic) {
+    case LPX_JOINT:
+    case LPX_BOUND: return joint(launch, g, log_sums, only, scores);
+    case LPX_FACTORED: return factored(launch, g, log_sums, only, scores);
+    case LPX_KEY_NORM: return rows(launch, cache_, g, lists_of(only), RowWork::kKeyNorm, rule_, tiles_, scores);
+    case LPX_RECENCY: return rows(launch, cache_, g, lists_of(only), RowWork::kRecency, rule_, tiles_, scores);
+    case LPX_RANDOM: return rows(launch, cache_, g, lists_of(only), RowWork::kRandom, rule_, tiles_, scores);
+    case LPX_REMOVAL: fail(LPX_UNSUPPORTED, "CUDA devices do not compute LPX_REMOVAL scores yet; use a CPU device, or LPX_JOINT");
+  }
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,26 @@
+// The tensor-core kernels of exact scores, a file of machine code each: they are many.
+#pragma once
+
+#include "cuda/kernels/exact_tiles.cuh"
+#include "cuda/kernels/factors_layout.cuh"
+#include "cuda/launch/launch.hpp"
+#include "laprox/laprox.h"
+
+namespace laprox::cuda {
+
+struct JointArguments {
+  Geometry geometry;
+  int32_t* tiles;  // [segments + 1], overwritten
+  TokenLists lists;
+  const char* queries;  // packed
+  const float* lse;
+  FactorView factors;
+  bool bound;
+  float* scores;
+};
+
+// Compute capability 9.0: whether there is a kernel, and a run of it.
+bool hopper_joint_serves(int group, int head_dim);
+void hopper_joint(const Launch& launch, lpx_dtype dtype, const JointArguments& arguments);
+
+}  // namespace laprox::cuda

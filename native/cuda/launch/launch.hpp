@@ -1,0 +1,52 @@
+// What host code that launches kernels shares: the stream and chip of a call, its workspace, and errors.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/status.hpp"
+
+namespace laprox::cuda {
+
+// Throws DEVICE_ERROR (OUT_OF_MEMORY for memory) with CUDA's name for it and the stage.
+void check(cudaError_t error, const char* stage);
+
+// Where and on what a call runs.
+struct Launch {
+  cudaStream_t stream;
+  int multiprocessors;
+  bool hopper;  // compute capability 9.0 and not told otherwise: kernels may use wgmma and TMA
+
+  // After every <<<>>>: throws if the launch was refused.
+  void check(const char* stage) const { laprox::cuda::check(cudaPeekAtLastError(), stage); }
+};
+
+// Hands out parts of a workspace, 256-byte aligned. Without memory it only counts: the same code that takes the parts of a
+// call answers how many bytes they need.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)), capacity_(bytes) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    const int64_t from = bytes_;
+    bytes_ += bytes;
+    if (memory_ == nullptr) return nullptr;
+    if (bytes_ > capacity_) fail(LPX_INTERNAL, "a workspace of %lld bytes is too small", static_cast<long long>(capacity_));
+    return reinterpret_cast<T*>(memory_ + from);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_ = nullptr;
+  int64_t capacity_ = 0;
+  int64_t bytes_ = 0;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace laprox::cuda
