@@ -41,7 +41,7 @@ function summary(run: Results): string {
   return [
     ...goals(run).map(({ stage, what, n, limitMs, measuredMs, met }) => {
       const measured = measuredMs === undefined ? 'not measured' : `${round(measuredMs)} ms`
-      return `${met ? 'met    ' : 'NOT MET'} ${stage}, ${n} tokens (${what}): ${measured}, wanted at most ${round(limitMs)} ms`
+      return `${measuredMs === undefined ? 'MISSING' : met ? 'met    ' : 'NOT MET'} ${stage}, ${n} tokens (${what}): ${measured}, wanted at most ${round(limitMs)} ms`
     }),
     `${checked.filter(({ fault }) => fault === undefined).length} of ${checked.length} selections are right`,
     ...checked.flatMap(({ check: { model, n, input, stage }, fault }) =>

@@ -133,7 +133,8 @@ function checkRow(check: Check): string[] {
 }
 
 function rows(head: readonly string[], body: readonly (readonly string[])[]): string {
-  return [head, head.map(() => '---'), ...body].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
+  const escaped = body.map((cells) => cells.map((cell) => cell.replaceAll('|', '\\|')))
+  return [head, head.map(() => '---'), ...escaped].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
 }
 
 function time({ medianUs, p10Us, p90Us }: Pick<Result, 'medianUs' | 'p10Us' | 'p90Us'>): string {
