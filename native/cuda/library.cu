@@ -101,7 +101,8 @@ class Scoring {
         exact_(arena, views_.geometry(), inputs.cache.dtype, window_dtype(inputs), *inputs.rule, &inputs.model->factors(),
                inputs.model->device().path()) {
     if (inputs.window != nullptr)
-      attention_ = std::make_unique<Attention>(arena, views_.geometry(), inputs.cache.dtype, inputs.window->dtype, false, inputs.model->device().path());
+      attention_ =
+          std::make_unique<Attention>(arena, views_.geometry(), inputs.cache.dtype, inputs.window->dtype, false, inputs.model->device().path());
   }
 
   void run(const Launch& launch) const {
@@ -286,7 +287,8 @@ lpx_status score(lpx_cuda_model* model, const lpx_cache* cache, const lpx_window
 
 void check_output(const lpx_selection* out, const lpx_report* report) {
   check_struct(out, "out");
-  if (out->offsets == nullptr || (out->capacity > 0 && out->tokens == nullptr)) fail(LPX_INVALID_ARGUMENT, "out->tokens and out->offsets are required");
+  if (out->offsets == nullptr || (out->capacity > 0 && out->tokens == nullptr))
+    fail(LPX_INVALID_ARGUMENT, "out->tokens and out->offsets are required");
   if (out->capacity < 0) fail(LPX_INVALID_ARGUMENT, "out->capacity is %" PRId64 "; expected 0 or more", out->capacity);
   if (reinterpret_cast<uintptr_t>(out->offsets) % 8 != 0 || reinterpret_cast<uintptr_t>(out->tokens) % 4 != 0 ||
       reinterpret_cast<uintptr_t>(report) % alignof(lpx_report) != 0)

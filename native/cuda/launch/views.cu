@@ -73,7 +73,7 @@ void check_alignment(const lpx_window& window, int layers) {
 void spread_contexts(const Launch& launch, const int32_t* context_lengths, int sequences, int kv_heads, int64_t segments, int32_t* contexts) {
   constexpr int kThreads = 256;
   cuda::spread_contexts<<<static_cast<unsigned>(ceil_div(segments, kThreads)), kThreads, 0, launch.stream>>>(context_lengths, sequences, kv_heads,
-                                                                                                           static_cast<int>(segments), contexts);
+                                                                                                             static_cast<int>(segments), contexts);
   launch.check("contexts");
 }
 
