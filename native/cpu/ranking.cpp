@@ -19,6 +19,10 @@ constexpr std::array<int, kDigits> kBits = {11, 11, 10};
 constexpr int kBins = 1 << 11;
 constexpr int kCopies = 4;  // of a histogram: neighbouring scores are alike, and increments of one counter wait for each other
 constexpr int64_t kPiece = 1 << 16;
+constexpr int64_t kFew = 1 << 12;  // of so many keys the histograms above would cost more than the keys, and threads more than the work
+constexpr int kFewBits = 8;        // of a digit of those
+constexpr uint32_t kFewBins = 1 << kFewBits;
+static_assert(kFew <= kCopies * kBins && kFew <= UINT16_MAX);
 constexpr int64_t kGroup = 32;
 constexpr int64_t kPoolFloats = 2 * (kPoolChunk + 256);
 
@@ -57,6 +61,12 @@ std::vector<Ranking::Piece> Ranking::pieces(const std::vector<int64_t>& segments
     for (int64_t begin = 0; begin < layout_.length(segment); begin += kPiece)
       result.push_back({segment, begin, std::min<int64_t>(begin + kPiece, layout_.length(segment))});
   return result;
+}
+
+// On the calling thread where there is little to do: others take longer to wake than to work.
+void Ranking::run(Pool& pool, int64_t count, const std::function<void(int64_t, int)>& task) const {
+  if (layout_.entries() > kFew) return pool.run(count, task);
+  for (int64_t i = 0; i < count; ++i) task(i, 0);
 }
 
 // Pooled keys of a piece. Counts its non-finite scores, and of those the ones that are not protected anyway.
@@ -114,10 +124,56 @@ void Ranking::read(const Kernels& kernels, const Piece& piece, const float* scor
   }
 }
 
+// The same as `find`, for few keys: digits begin at the first bit that tells keys apart, and keys that share the digits found
+// so far move together, so that the next digit looks at no other.
+Threshold Ranking::find_among_few(const std::vector<Piece>& list, int64_t k, int worker) {
+  uint32_t* few = histograms_ + int64_t{worker} * kCopies * kBins;  // those of so few keys fit on the stack
+  int64_t count = 0;
+  uint32_t in_all = UINT32_MAX;
+  uint32_t in_any = 0;
+  for (const Piece& piece : list) {
+    for (int64_t i = 0; i < piece.end - piece.begin; ++i) {
+      const uint32_t key = keys(piece)[i];
+      const bool ranked = key != kForced;
+      few[count] = key;
+      count += ranked;
+      in_all &= key;
+      in_any |= ranked ? key : 0;
+    }
+  }
+  if (count < k) return {0, 0};  // all are above
+  for (int shift = std::max(static_cast<int>(std::bit_width(in_all ^ in_any)) - kFewBits, 0);; shift = std::max(shift - kFewBits, 0)) {
+    const auto digit = [shift](uint32_t key) { return key >> shift & (kFewBins - 1); };
+    std::array<std::array<uint16_t, kFewBins>, kCopies> histogram{};
+    int64_t i = 0;
+    for (; i + kCopies <= count; i += kCopies)
+      for (size_t copy = 0; copy < kCopies; ++copy) ++histogram[copy][digit(few[i + static_cast<int64_t>(copy)])];
+    for (; i < count; ++i) ++histogram[0][digit(few[i])];
+    uint32_t bin = kFewBins - 1;
+    for (;; --bin) {
+      int64_t entries = 0;
+      for (const auto& copy : histogram) entries += copy[bin];
+      if (entries >= k) break;
+      k -= entries;
+    }
+    int64_t same = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      const uint32_t key = few[j];
+      few[same] = key;
+      same += digit(key) == bin;
+    }
+    if (shift == 0) return {few[0], k};
+    count = same;
+  }
+}
+
 // Digit by digit from the top: which bin holds the k-th largest of the keys that are ranked.
 Threshold Ranking::find(Pool& pool, const std::vector<Piece>& list, int64_t k, int worker) {
   if (k <= 0) return {kForced - 1, 0};  // above every key that is ranked
   const bool parallel = worker < 0;
+  int64_t size = 0;
+  for (const Piece& piece : list) size += piece.end - piece.begin;
+  if (size <= kFew) return find_among_few(list, k, parallel ? 0 : worker);
   uint32_t prefix = 0;
   uint32_t known = 0;  // mask of the digits that are found
   int64_t left = k;
@@ -197,7 +253,7 @@ void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& 
   const std::vector<Piece> all = pieces(segments);
   std::vector<int64_t> non_finite(all.size(), 0);
   std::vector<int64_t> forced(all.size(), 0);
-  pool.run(static_cast<int64_t>(all.size()), [&](int64_t i, int worker) {
+  run(pool, static_cast<int64_t>(all.size()), [&](int64_t i, int worker) {
     const auto index = static_cast<size_t>(i);
     if (!progress.cancelled()) read(kernels, all[index], scores, absent, worker, non_finite[index], forced[index]);
   });
@@ -248,7 +304,7 @@ void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& 
         small.push_back(p);
       progress.check();
     }
-    pool.run(static_cast<int64_t>(small.size()), [&](int64_t i, int worker) {
+    run(pool, static_cast<int64_t>(small.size()), [&](int64_t i, int worker) {
       const size_t p = small[static_cast<size_t>(i)];
       thresholds_[p] = find(pool, pieces(parts[p].segments), ranked[p], worker);
     });
@@ -264,7 +320,7 @@ void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& 
     }
     floor_thresholds_.assign(segments.size(), std::numeric_limits<float>::infinity());
     std::vector<int64_t> before(floors.size());
-    pool.run(static_cast<int64_t>(floors.size()), [&](int64_t i, int worker) {
+    run(pool, static_cast<int64_t>(floors.size()), [&](int64_t i, int worker) {
       const auto index = static_cast<size_t>(i);
       const int64_t available = unprotected(pieces({floors[index].first}));
       before[index] = std::min(available, floors[index].second);
@@ -292,7 +348,7 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
   std::vector<Run> runs;
   for (size_t p = 0; p < parts.size(); ++p)
     for (const Piece& piece : pieces(parts[p].segments)) runs.push_back({piece, p, 0, 0, 0, 0});
-  pool.run(static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
+  run(pool, static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
     Run& run = runs[static_cast<size_t>(i)];
     const uint32_t* key = keys(run.piece);
     const uint32_t threshold = thresholds_[run.part].key;
@@ -323,7 +379,7 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
     offset += run.above + run.ties;
   }
   while (segment <= layout_.segments().count()) out.offsets[segment++] = offset;
-  pool.run(static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
+  run(pool, static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
     Run& run = runs[static_cast<size_t>(i)];
     const uint32_t* key = keys(run.piece);
     const uint32_t threshold = thresholds_[run.part].key;
@@ -349,7 +405,7 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
 
 float Ranking::kth_largest(Pool& pool, const Part& part, const float* values, int64_t k) {
   const std::vector<Piece> list = pieces(part.segments);
-  pool.run(static_cast<int64_t>(list.size()), [&](int64_t i, int) {
+  run(pool, static_cast<int64_t>(list.size()), [&](int64_t i, int) {
     const Piece& piece = list[static_cast<size_t>(i)];
     const float* from = values + layout_.offset(piece.segment) + piece.begin;
     for (int64_t t = 0; t < piece.end - piece.begin; ++t) keys(piece)[t] = finite(from[t]) ? key_of(from[t]) : 0xff7fffffu;

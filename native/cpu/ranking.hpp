@@ -53,8 +53,11 @@ class Ranking {
   };
   std::vector<Piece> pieces(const std::vector<int64_t>& segments) const;
   uint32_t* keys(const Piece& piece) const { return keys_ + starts_[static_cast<size_t>(piece.segment)] + piece.begin; }
+  void run(Pool& pool, int64_t count, const std::function<void(int64_t, int)>& task) const;
   void read(const Kernels& kernels, const Piece& piece, const float* scores, Absent absent, int worker, int64_t& non_finite, int64_t& forced);
+  // By one worker, or by all where it is below 0.
   Threshold find(Pool& pool, const std::vector<Piece>& pieces, int64_t k, int worker);
+  Threshold find_among_few(const std::vector<Piece>& pieces, int64_t k, int worker);
   void take_floor(Pool& pool, int64_t segment, int64_t count, int worker);
   int64_t unprotected(const std::vector<Piece>& pieces) const;
 
@@ -63,7 +66,7 @@ class Ranking {
   int threads_;
   std::vector<int64_t> starts_;  // [segments + 1] of keys
   uint32_t* keys_;
-  uint32_t* histograms_;  // [threads][kBins]
+  uint32_t* histograms_;  // [threads][kCopies][kBins]
   float* pooling_;        // [threads][kPoolChunk + 2 * halo], in and out
   std::vector<Threshold> thresholds_;
   std::vector<float> lower_bounds_;      // [parts]
