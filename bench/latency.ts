@@ -6,8 +6,8 @@ import { Random } from './random.js'
 import { time } from './timing.js'
 
 /**
- * What an asynchronous selection of 1,000 scores costs the JavaScript thread, everything included: checks, the call, the promise,
- * the turn of the event loop that settles it. Selections are awaited one after the other; the thread sleeps in between.
+ * What an asynchronous selection of 1,000 scores costs the JavaScript thread, everything included: checks, the call, the ranking
+ * (of so few scores it is done by this thread), the promise. Selections are awaited one after the other.
  */
 export async function* latency({ quick, threads }: Settings): AsyncGenerator<Measurement> {
   using device = await Device.open('cpu', { threads })

@@ -63,8 +63,8 @@ export let handleOf: (device: Device) => NativeHandle
 export let lease: (device: Device) => () => void
 
 /**
- * A processor with its own threads, or a GPU. Calls on a CPU device run one after the other, off the JavaScript thread; calls on
- * different devices run at the same time. Calls on a GPU are put on their stream by a thread of the device, in the order they
+ * A processor with its own threads, or a GPU. Calls on a CPU device run one after the other, off the JavaScript thread, which does
+ * itself what takes less time than to ask another: see {@link select}. Calls on different devices run at the same time. Calls on a GPU are put on their stream by a thread of the device, in the order they
  * were made, soon after they return: what the caller puts on the stream is ordered after a call once its promise is fulfilled.
  * No thread waits for the GPU. Dispose of a device when done: the garbage collector is only a safety net.
  *

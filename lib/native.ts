@@ -58,7 +58,7 @@ export interface Section {
 /** What stands between a selection's [segments + 1] offsets and its tokens: numbers of the report, then the bytes of `fallback`. */
 export const reportNumbers: { readonly count: number; readonly fallbackBytes: number } = { count: 9, fallbackBytes: 64 }
 
-/** What laprox.node exports. Everything that computes returns a promise of `held[0]` and runs on the device's own thread. */
+/** What laprox.node exports. Everything that computes returns a promise of `held[0]` and runs on the device's own thread, or at once if it is brief and nothing is under way there. */
 export interface Native {
   readonly abiVersion: number
   readonly bindingVersion: number

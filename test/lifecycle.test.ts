@@ -272,10 +272,11 @@ describe('a buffer that is detached', () => {
     memory.push(transfer(values.data))
     await expect(moving).rejects.toMatchObject(detached)
 
-    const ranking = select(scores, policy, { device })
-    memory.push(transfer(scores.data))
+    const many = Scores.from({ layers: 1, kvHeads: 1, lengths: [LONG], data: new Float32Array(LONG) })
+    const ranking = select(many, policy, { device })
+    memory.push(transfer(many.data))
     await expect(ranking).rejects.toMatchObject(detached)
-    await expect(select(scores, policy, { device })).rejects.toMatchObject(detached)
+    await expect(select(many, policy, { device })).rejects.toMatchObject(detached)
 
     const ragged = compact(cache, selection)
     memory.push(transfer(selection.tokens))
@@ -287,6 +288,47 @@ describe('a buffer that is detached', () => {
     await expect(scoring).rejects.toMatchObject(detached)
     await expect(score(model, cache, window, policy)).rejects.toMatchObject(detached)
     expect(memory).toHaveLength(4)
+    device.dispose()
+  })
+})
+
+describe('a selection of few scores', () => {
+  const few = (): Scores => Scores.from({ layers: 1, kvHeads: 1, lengths: [1000], data: Float32Array.from(Array(1000).keys()) })
+  const policy = policies.laprox({ keep: 0.1, sinks: 0, recent: 0 })
+
+  it('is made at once where no other call is under way', async () => {
+    const device = await Device.open('cpu', { threads: 2 })
+    const scores = few()
+    const selecting = select(scores, policy, { device })
+    scores.data.fill(0)
+    device.dispose()
+    expect([...(await selecting).tokens.subarray(3)]).toEqual(Array.from({ length: 97 }, (_, i) => 903 + i))
+    await expect(select(scores, policy, { device })).rejects.toMatchObject({ code: 'DISPOSED' })
+  })
+
+  it('takes its turn where others are', async () => {
+    const { device, model, cache, window } = await setUp(LONG)
+    await model.ready
+    const ended: string[] = []
+    const scoring = score(model, cache, window, policies.laprox({ keep: 0.1, window: 64 })).then(() => ended.push('scoring'))
+    const selecting = select(few(), policy, { device }).then(() => ended.push('selecting'))
+    const controller = new AbortController()
+    const aborted = select(few(), policy, { device, signal: controller.signal })
+    controller.abort()
+    await expect(aborted).rejects.toMatchObject({ code: 'ABORTED' })
+    await Promise.all([scoring, selecting])
+    expect(ended).toEqual(['scoring', 'selecting'])
+    device.dispose()
+  })
+
+  it('fails by a rejection', async () => {
+    const device = await Device.open('cpu', { threads: 2 })
+    const scores = few()
+    const selecting = select(scores, { ...policy, budget: { entries: 3 }, sinks: 4 }, { device })
+    await expect(selecting).rejects.toMatchObject({ name: 'LaproxError', code: 'BUDGET_TOO_SMALL' })
+    scores.data[7] = Number.NaN
+    await expect(select(scores, policy, { device })).rejects.toMatchObject({ code: 'NON_FINITE' })
+    await expect(select(scores, policy, { device, signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'ABORTED' })
     device.dispose()
   })
 })

@@ -378,6 +378,22 @@ describe('a selection', () => {
     expect(Buffer.compare(bytesOf(reference[0]!), bytesOf(Int32Array.from(expected)))).toBe(0)
   })
 
+  it('of few scores follows the same rules as one of many', async () => {
+    const random = new Random(79)
+    // On either side of 4096 keys, below which digits are found in another way; of 2048 scores, below which no thread is asked.
+    for (const count of [1, 2, 255, 1791, 1793, 4095, 4096, 4097, 5000]) {
+      const scattered = Array.from({ length: count }, () => random.normal() * 2 ** random.integer(-100, 100))
+      const tied = scattered.map(() => random.integer(0, 3) / 8)
+      const close = scattered.map(() => 1 + random.integer(0, 900) * 2 ** -23)
+      for (const scores of [scattered, tied, close, Array(count).fill(-0)]) {
+        for (const ratio of [0.01, 0.5, 0.99]) {
+          const ranking = layersOf([scores])
+          expect(await kept(ranking, { budget: { ratio } })).toEqual(oracleSelect(ranking, { ...PLAIN, budget: { ratio } }).kept)
+        }
+      }
+    }
+  })
+
   it('follows every preset', async () => {
     const random = new Random(78)
     const scores = Array.from({ length: 8 }, () => Float32Array.from({ length: 200 }, () => random.next()))

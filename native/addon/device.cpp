@@ -36,6 +36,14 @@ void Device::submit(std::unique_ptr<Job> job) {
   changed_.notify_one();
 }
 
+bool Device::execute_now(Job& job) {
+  // What is not under way cannot begin meanwhile: the device's thread needs the mutex for that.
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (disposed() || !unfinished_.empty()) return false;
+  job.execute();
+  return true;
+}
+
 void Device::sweep() {
   std::vector<Job*> aborted;
   {

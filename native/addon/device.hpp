@@ -43,6 +43,8 @@ class Device {
 
   // JavaScript thread.
   void submit(std::unique_ptr<Job> job);
+  // Runs a job here and now, where that is its turn: no call of this device is under way.
+  bool execute_now(Job& job);
   // Ends queued jobs whose caller has aborted them, and settles those on a stream, whose work runs out by itself.
   void sweep();
   // Takes no more jobs; those that were taken run to their end, then the device closes.

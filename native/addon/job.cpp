@@ -106,7 +106,10 @@ int Job::on_progress(void* job, int64_t done, int64_t total) noexcept {
 Napi::Value submit(std::unique_ptr<Job> job) {
   const Napi::Value promise = job->promise();
   Device& device = job->device();
-  device.submit(std::move(job));
+  if (job->brief() && device.execute_now(*job))
+    job->settle();
+  else
+    device.submit(std::move(job));
   return promise;
 }
 

@@ -1,4 +1,5 @@
-// One call: decoded on the JavaScript thread, run on its device's thread, settled on the JavaScript thread.
+// One call: decoded on the JavaScript thread, run on its device's thread (or, where that is not worth it, at once), settled on
+// the JavaScript thread.
 #pragma once
 
 #include <atomic>
@@ -36,6 +37,9 @@ class Job {
   virtual Outcome execute() noexcept;
   // Device thread: waits for work that is on a stream.
   virtual void wait() noexcept {}
+  // Whether the work takes at most some 20 µs, which is less than it takes to wake the device's thread and to be woken by it. The
+  // JavaScript thread may do it then.
+  virtual bool brief() const { return false; }
   // JavaScript thread: fulfils or rejects the promise, once, and reports progress.
   void settle() noexcept;
   void deliver_progress() noexcept;
@@ -90,7 +94,7 @@ class Job {
   std::exception_ptr thrown_;  // null: it worked
 };
 
-// Queues a job and returns its promise.
+// Queues a job, or runs a brief one where it has no other to wait for, and returns its promise.
 Napi::Value submit(std::unique_ptr<Job> job);
 
 }  // namespace laprox::addon
