@@ -36,7 +36,6 @@
       "native/cuda/launch/attention_wgmma.cu",
       "native/cuda/launch/compact.cu",
       "native/cuda/launch/exact.cu",
-      "native/cuda/launch/exact_attention.cu",
       "native/cuda/launch/exact_hopper.cu",
       "native/cuda/launch/exact_portable.cu",
       "native/cuda/launch/factors.cu",

@@ -6,11 +6,13 @@
 namespace laprox::cuda {
 namespace {
 
-constexpr int kOldest = 80;  // compute capability
+// Compute capabilities.
+constexpr int kOldest = 80;
+constexpr int kHopperCapability = 90;
 
-Path path_of(lpx_kernels kernels) {
+Path path_of(lpx_kernels kernels, int capability) {
   switch (kernels) {
-    case LPX_KERNELS_AUTO: return Path::kAuto;
+    case LPX_KERNELS_AUTO: return capability == kHopperCapability ? Path::kHopper : Path::kPortable;
     case LPX_KERNELS_PLAIN: return Path::kPlain;
     case LPX_KERNELS_PORTABLE: return Path::kPortable;
     case LPX_KERNELS_HOPPER: return Path::kHopper;
@@ -52,14 +54,15 @@ void describe_backend(lpx_backend_info& info) {
   }
 }
 
-Device::Device(const lpx_device_options& options) : index_(options.index), path_(path_of(options.kernels)) {
+Device::Device(const lpx_device_options& options) : index_(options.index) {
   check(cudaSetDevice(index_), "opening the device");
   check(cudaGetDeviceProperties(&properties_, index_), "opening the device");
   const int capability = properties_.major * 10 + properties_.minor;
   if (capability < kOldest)
     fail(LPX_UNSUPPORTED, "%s has compute capability %d.%d; laprox needs %d.%d or newer", properties_.name, properties_.major, properties_.minor,
          kOldest / 10, kOldest % 10);
-  if (path_ == Path::kHopper && capability != 90)
+  path_ = path_of(options.kernels, capability);
+  if (path_ == Path::kHopper && capability != kHopperCapability)
     fail(LPX_UNSUPPORTED, "options->kernels is LPX_KERNELS_HOPPER, but %s has compute capability %d.%d", properties_.name, properties_.major,
          properties_.minor);
   check(cudaStreamCreateWithFlags(&own_, cudaStreamNonBlocking), "opening the device");
@@ -95,9 +98,7 @@ void Device::check_alive() const {
   if (error != cudaErrorNotReady) check(error, "the device is lost");
 }
 
-Launch Device::launch(void* handle) const {
-  return {stream(handle), properties_.multiProcessorCount, properties_.major == 9 && properties_.minor == 0};
-}
+Launch Device::launch(void* handle) const { return {stream(handle), properties_.multiProcessorCount}; }
 
 void* Device::allocate(lpx_memory kind, int64_t bytes, void* stream_handle) const {
   if (bytes == 0) bytes = 1;

@@ -98,18 +98,18 @@ class Scoring {
   Scoring(Arena& arena, const Inputs& inputs, const lpx_scores& out, int64_t slots)
       : out_(out),
         views_(arena, inputs, slots),
-        exact_(arena, views_.geometry(), inputs.cache.dtype, window_dtype(inputs), *inputs.rule, &inputs.model->factors(),
-               inputs.model->device().path()) {
-    if (inputs.window != nullptr)
-      attention_ =
-          std::make_unique<Attention>(arena, views_.geometry(), inputs.cache.dtype, inputs.window->dtype, false, inputs.model->device().path());
-  }
+        attention_(inputs.window == nullptr ? nullptr
+                                            : std::make_unique<Attention>(arena, views_.geometry(), inputs.cache.dtype, inputs.window->dtype, false,
+                                                                          inputs.model->device().path())),
+        exact_(arena, views_.geometry(), inputs.cache.dtype, window_dtype(inputs), *inputs.rule, &inputs.model->factors(), attention_.get(),
+               inputs.model->device().path()) {}
 
   void run(const Launch& launch) const {
     views_.upload(launch);
     const Geometry& geometry = views_.geometry();
     if (attention_ != nullptr) attention_->run(launch, geometry);
-    exact_.run(launch, geometry, attention_ == nullptr ? nullptr : attention_->log_sums(), nullptr, out_.data);
+    exact_.prepare(launch, geometry);
+    exact_.run(launch, geometry, nullptr, out_.data);
     if (out_.positions != nullptr) views_.write_positions(launch, out_.positions);
   }
 
@@ -118,8 +118,8 @@ class Scoring {
 
   const lpx_scores& out_;
   Views views_;
-  Exact exact_;
   std::unique_ptr<Attention> attention_;
+  Exact exact_;
 };
 
 // ---- the functions of the table
@@ -235,7 +235,7 @@ class ValueNorms {
 
   void run(const Launch& launch) const {
     views_.upload(launch);
-    cuda::value_norms(launch, views_.geometry(), dtype_);
+    cuda::value_norms(launch, views_.geometry(), dtype_, nullptr);
   }
 
  private:
@@ -506,6 +506,10 @@ lpx_status compact(lpx_cuda_device* device, const lpx_cache* cache, const lpx_se
 
 // ---- selection straight from a cache
 
+bool keeps_norms(const lpx_cache& cache) {
+  return std::all_of(cache.layer, cache.layer + cache.layers, [](const lpx_cache_layer& layer) { return layer.value_norm.data != nullptr; });
+}
+
 class CacheSelecting {
  public:
   CacheSelecting(Arena& arena, const Inputs& inputs, const lpx_select_rule& rule, const lpx_selection& out, lpx_report* report)
@@ -513,7 +517,7 @@ class CacheSelecting {
         report_(report),
         views_(arena, inputs, score_stride(inputs.cache.max_length)),
         pruning_(arena, views_.geometry(), inputs.cache.dtype, inputs.window == nullptr ? inputs.cache.dtype : inputs.window->dtype, *inputs.rule,
-                 &inputs.model->factors(), rule, inputs.model->device().path()) {}
+                 &inputs.model->factors(), rule, keeps_norms(inputs.cache), inputs.model->device().path()) {}
 
   void run(const Launch& launch) const {
     views_.upload(launch);

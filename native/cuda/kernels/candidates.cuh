@@ -1,12 +1,10 @@
-// Lists of the entries whose exact scores are needed, by their upper bounds U.
+// Lists of the entries whose exact scores are needed, by their upper bounds U: scores that are negative are -U (kernels/bound.cuh).
 //
-//   rough   the largest, more than the budget: they get exact attention norms, which tighten their bounds
-//   first   those that reach the cut: as many as the budget, pooled
-//   loose   the others that reach what the first ones prove of the threshold, and are not tight: they get norms as well
-//   second  what still reaches it then
+//   first   those that reach the cut of the bounds: as many as the budget, pooled
+//   second  the others that reach what the first ones prove of the threshold
 //   rest    all others, where the candidates are too many to be worth it
 //
-// Reads U once a list (4 bytes an entry) and writes 4 bytes a listed entry. A warp takes a tile, counts, reserves its run of the
+// Reads a score an entry and writes 4 bytes a listed entry. A warp takes a tile, counts, reserves its run of the
 // segment's list with one atomic, and writes it in ascending order; only the order of the tiles in a list may differ between runs.
 #pragma once
 
@@ -17,12 +15,11 @@ namespace laprox::cuda {
 
 inline constexpr int kListThreadsOfTiles = 256;
 
-enum class List { kRough, kFirst, kLoose, kSecond, kRest };
+enum class List { kFirst, kSecond, kRest };
 
 // What a pruned call counts. Zero at its start.
 struct PruneCounts {
-  unsigned long long candidates;
-  unsigned long long exact;  // scores that were computed
+  unsigned long long candidates;  // listed, but for the rest
   uint32_t blocks_done;
   uint32_t everything;  // the first list has all entries: the budget is large
   uint32_t rest;        // the third list is wanted
@@ -33,18 +30,16 @@ struct CandidateView {
   int64_t stride;
   int32_t segments;
   int32_t* status;
-  const LayerView* layer;
-  int32_t layer_segments;  // of a layer
   const int32_t* tile_start;
-  const float* bounds;
+  const float* scores;
   Parts parts;
-  const uint32_t* cuts;        // [parts] keys: for kRough and kFirst of the bounds, for kLoose of the threshold
+  const uint32_t* cuts;        // [parts] keys: of the bounds for the first list, of the threshold for the others
   const uint32_t* floor_cuts;  // [segments] keys or null
-  float* first;                // [segments]: bounds from here on are in the first list
-  float* second;               // [segments]: and from here on in the second
   int32_t* tokens;             // [segments][stride]
-  int32_t* counts;             // [segments], zero before
+  int32_t* counts;             // [segments]; zero before but for the rest, which is put behind the second list
   PruneCounts* total;
+  uint32_t* zeros;  // what is to be zero behind the first and the second list
+  int64_t zero_words;
   double worthwhile_budget;
   double worthwhile_candidates;
 };
@@ -57,9 +52,8 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
   __shared__ uint32_t finished;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const float none = absent_score();
   bool everything = false;
-  if constexpr (kList == List::kFirst || kList == List::kRough) {
+  if constexpr (kList == List::kFirst) {
     int64_t quota = 0;
     int64_t entries = 0;
     for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) {
@@ -69,96 +63,58 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
     quota = block_sum(quota, scratch);
     entries = block_sum(entries, scratch);
     everything = static_cast<double>(quota) > c.worthwhile_budget * static_cast<double>(entries);
-    if (kList == List::kRough && everything) return;
     if (everything && blockIdx.x == 0 && threadIdx.x == 0) c.total->everything = 1;
   }
+  if (kList != List::kRest)
+    for (int64_t i = blockIdx.x * kListThreadsOfTiles + threadIdx.x; i < c.zero_words; i += gridDim.x * kListThreadsOfTiles) c.zeros[i] = 0;
   const int64_t tiles = c.tile_start[c.segments];
   const int begin_tile = static_cast<int>(tiles * blockIdx.x / gridDim.x);
   const int end_tile = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
   unsigned long long candidates = 0;
-  unsigned long long exact = 0;
   int segment = begin_tile < end_tile ? segment_of_tile(c.tile_start, c.segments, begin_tile) : 0;
   for (int tile = begin_tile + warp; tile < end_tile; tile += kListThreadsOfTiles / 32) {
     while (c.tile_start[segment + 1] <= tile) ++segment;
     const int length = c.lengths[segment];
     const int begin = (tile - c.tile_start[segment]) * kTile;
-    float first = 0;
-    float second = 0;
-    // With a given log-sum-exp the scan's norms are exact.
-    const bool improvable = c.layer[segment / c.layer_segments].lse == nullptr;
-    if constexpr (kList == List::kRough || kList == List::kFirst || kList == List::kLoose) {
-      float cut = score_of(c.cuts[c.parts.of(segment)]);
-      if (kList != List::kRough && c.floor_cuts != nullptr) cut = fminf(cut, score_of(c.floor_cuts[segment]));
-      if (everything) cut = none;
-      if (kList == List::kRough && !improvable) continue;
-      first = kList == List::kLoose ? c.first[segment] : cut;
-      second = cut;
-      if (kList == List::kFirst && begin == 0 && lane == 0) c.first[segment] = cut;
-      if (kList == List::kLoose && begin == 0 && lane == 0) c.second[segment] = cut;
-    } else {
-      first = c.first[segment];
-      second = c.second[segment];
-    }
-    // A word a lane: bit l of word w is token 128 * (w / 4) + 4 * l + w % 4.
-    uint32_t word = 0;
-    const float* own = c.bounds + segment * c.stride + begin;
+    float cut = score_of(c.cuts[c.parts.of(segment)]);
+    if (c.floor_cuts != nullptr) cut = fminf(cut, score_of(c.floor_cuts[segment]));
+    if (everything) cut = absent_score();
+    const float* own = c.scores + segment * c.stride + begin;
+    float4 all[kTile / kRun];
 #pragma unroll
-    for (int chunk = 0; chunk < kTile / 128; ++chunk) {
-      const int at = chunk * 128 + lane * 4;
-      float4 v = {none, none, none, none};
-      if (begin + at < length) v = __ldcs(reinterpret_cast<const float4*>(own + at));
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float bound = j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
-        const bool there = begin + at + j < length;
-        // NaN reaches every cut.
-        bool listed = false;
-        if constexpr (kList == List::kFirst) listed = !(bound < first);
-        if constexpr (kList == List::kRough) listed = !(bound < first) && (__float_as_uint(bound) & 1) == 0;
-        if constexpr (kList == List::kLoose) listed = improvable && !(bound < second) && bound < first && (__float_as_uint(bound) & 1) == 0;
-        if constexpr (kList == List::kSecond) listed = !(bound < second) && bound < first;
-        if constexpr (kList == List::kRest) listed = bound < second && bound < first;
-        if constexpr (kList == List::kLoose) candidates += there && !(bound < second);
-        const uint32_t mine = __ballot_sync(~0u, there && listed);
-        if (lane == chunk * 4 + j) word = mine;
-      }
+    for (int run = 0; run < kTile / kRun; ++run) {
+      const int at = run * kRun + lane * 4;
+      all[run] = {0, 0, 0, 0};
+      if (begin + at < length) all[run] = __ldcs(reinterpret_cast<const float4*>(own + at));
     }
-    const int count = __reduce_add_sync(~0u, __popc(word));
-    if (count == 0) continue;
+    uint32_t listed = 0;
+#pragma unroll
+    for (int i = 0; i < kTile / kRun * 4; ++i) {
+      const float score = component(all[i / 4], i % 4);
+      if (score < 0 && (kList == List::kRest ? score > -cut : score <= -cut)) listed |= 1u << i;
+    }
+    if (!__any_sync(~0u, listed != 0)) continue;
+    uint32_t word = gathered(listed, lane) & mask_of(lane, 0, length - begin);
+    int before = __popc(word);
+    const int own_count = before;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(~0u, before, step);
+      if (lane >= step) before += other;
+    }
     int base = 0;
-    if (lane == 0) {
-      base = atomicAdd(c.counts + segment, count);
-      exact += count;
+    if (lane == 31) {
+      base = atomicAdd(c.counts + segment, before);
+      candidates += before;
     }
-    int32_t* to = c.tokens + segment * c.stride + __shfl_sync(~0u, base, 0);
-    const uint32_t before_lane = (1u << lane) - 1;
-#pragma unroll 1
-    for (int chunk = 0; chunk < kTile / 128; ++chunk) {
-      int slot = 0;
-      int total = 0;
-      uint32_t words[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        words[j] = __shfl_sync(~0u, word, chunk * 4 + j);
-        slot += __popc(words[j] & before_lane);
-        total += __popc(words[j]);
-      }
-      if (total == 0) continue;
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (words[j] >> lane & 1) to[slot++] = begin + chunk * 128 + lane * 4 + j;
-      to += total;
-    }
+    int32_t* to = c.tokens + segment * c.stride + __shfl_sync(~0u, base, 31) + before - own_count;
+    for (; word != 0; word &= word - 1) *to++ = begin + lane * 32 + __ffs(static_cast<int>(word)) - 1;
   }
-  const auto sum_of = [&](unsigned long long value) { return static_cast<unsigned long long>(block_sum(static_cast<int64_t>(value), scratch)); };
-  if constexpr (kList != List::kRough && kList != List::kLoose) {
-    exact = sum_of(exact);
-    if (threadIdx.x == 0 && exact > 0) atomicAdd(&c.total->exact, exact);
-  }
-  if constexpr (kList == List::kLoose) {
-    candidates = sum_of(candidates);
+  if constexpr (kList == List::kRest) return;
+  candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));
+  if (threadIdx.x == 0 && candidates > 0) atomicAdd(&c.total->candidates, candidates);
+  if constexpr (kList == List::kSecond) {
     if (threadIdx.x == 0) {
-      if (candidates > 0) atomicAdd(&c.total->candidates, candidates);
       __threadfence();
       finished = atomicAdd(&c.total->blocks_done, 1u);
     }
@@ -167,16 +123,10 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
     int64_t entries = 0;
     for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) entries += c.parts.entries[part];
     entries = block_sum(entries, scratch);
-    if (threadIdx.x == 0) {
-      __threadfence();
-      const auto reached = static_cast<double>(atomicAdd(&c.total->candidates, 0ull));
-      if (c.total->everything == 0 && reached > c.worthwhile_candidates * static_cast<double>(entries)) finished = ~0u;
-    }
-    __syncthreads();
-    if (finished != ~0u) return;
-    // Every score is computed: norms would not save any.
-    for (int i = threadIdx.x; i < c.segments; i += blockDim.x) c.counts[i] = 0;
-    if (threadIdx.x == 0) c.total->rest = 1;
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    const auto all = static_cast<double>(atomicAdd(&c.total->candidates, 0ull));
+    if (c.total->everything == 0 && all > c.worthwhile_candidates * static_cast<double>(entries)) c.total->rest = 1;
   }
 }
 
@@ -191,7 +141,7 @@ __global__ void report_pruning(const int32_t* status, const PruneCounts* total, 
   const bool full = total == nullptr || total->everything != 0 || total->rest != 0 || entries == 0;
   report->path = full ? LPX_PATH_FULL : LPX_PATH_PRUNED;
   report->candidates = full ? entries : static_cast<int64_t>(total->candidates);
-  report->exact_scores = full ? entries : static_cast<int64_t>(total->exact);
+  report->exact_scores = report->candidates;
   Text text{};
   if (total == nullptr) {
     text = obstacle;

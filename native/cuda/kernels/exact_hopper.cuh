@@ -8,9 +8,10 @@
 //
 // Tokens are the rows of both products (64 a warpgroup), so keys and values are left operands, in registers for all of a tile, and
 // everything else, window queries and factor, is one stream of right operands: chunks of up to 128 rows by d, already in the order and swizzle
-// of shared memory. They come from L2 by bulk copies through a ring; all warpgroups of a CTA read the same chunks, each at its own pace: while
-// one adds up its products the tensor cores work for the others. With 192 tokens a CTA the stream is 1.8 KB a token. There is no producer
-// warp (it would take registers from all): the warp that is last to free a chunk refills its place in the ring.
+// of shared memory. They come from L2 by bulk copies through a ring; the three warpgroups of a CTA that multiply read the same chunks, each at its
+// own pace: while one adds up its products the tensor cores work for the others. With 192 tokens a CTA the stream is 1.8 KB a token. A thread of a
+// fourth warpgroup keeps the ring full; its registers go to the others. (When the warp that was last to free a chunk refilled its place, every
+// instruction of that was waited for by all: 60 of them more cost 9 % of the time.)
 // Left operands from registers matter: from shared memory, a product of 64 x 128 x 16 would read 6 KB instead of 4 in 64 cycles, and at 128 bytes a
 // cycle shared memory, not the tensor cores, would bind. They also spare a fence between the copies of rows and the products.
 // A chunk holds the same columns of u for all heads that have them: sums over columns of products of heads never leave a thread (R <= 4; for more
@@ -30,7 +31,9 @@ namespace laprox::cuda {
 template <int R, int D>
 struct HopperShape {
   static constexpr int kWarpgroups = 3;
-  static constexpr int kThreads = kWarpgroups * 128;
+  static constexpr int kThreads = (kWarpgroups + 1) * 128;
+  static constexpr int kRegisters = 160;         // of a thread that multiplies
+  static constexpr int kProducerRegisters = 24;  // and of the fourth warpgroup's
   static constexpr int kTokens = kWarpgroups * 64;
   static constexpr int kSteps = D / 16;                 // of a product's depth
   static constexpr int kRowBytes = chunk_bytes(16, D);  // of a warp's tokens
@@ -52,9 +55,8 @@ struct HopperShape {
   static constexpr int kRowsAt = kStages * kStageBytes;
   static constexpr int kPairsAt = kRowsAt + kWarpgroups * 4 * kRowBytes;
   static constexpr int kBarriers = kPairsAt + kTokens * kPairStride * 4;
-  static constexpr int kReleases = kBarriers + kStages * 8;                  // int32 a stage: warps that have freed it, ever
-  static constexpr int kOffsets = kReleases + kStages * 4;                   // int32: where each chunk of the factor begins
-  static constexpr int kShared = kOffsets + (kFactorChunks + 1) * 4 + 1024;  // and room to align
+  static constexpr int kReleases = kBarriers + kStages * 8;       // a barrier a stage: warps that have freed it
+  static constexpr int kShared = kReleases + kStages * 8 + 1024;  // and room to align
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -128,47 +130,11 @@ struct HopperJoint {
   float* shared_pairs;
   float totals[2][Bound ? R : 1];  // joint^2, or ||u_h||^2 of each head
 
-  // The stream of chunks.
-  char* base;           // the same shared memory, as a pointer
-  const char* queries;  // [segments][slabs][slab_bytes]
-  const char* image;
-  int64_t image_bytes;
-  int slabs;
-  int chunk_index;    // in the tile
-  int64_t head;       // of the tile's segment: its place in the image
-  int64_t next_head;  // and of the next tile's; -1: there is none
-  int segment;
-  int next_segment;
-
-  __device__ __forceinline__ uint32_t full(int stage) const { return memory + Shape::kBarriers + stage * 8; }
   __device__ __forceinline__ uint64_t chunk() const { return wgmma_tile(memory + ring.stage * Shape::kStageBytes); }
-  __device__ __forceinline__ void wait_chunk() const { barrier_wait(full(ring.stage), ring.parity); }
-  // Asks for chunk `index` of the current tile, or of the next where the tile has fewer.
-  __device__ __forceinline__ void fetch(int stage, int index) const {
-    const bool next = index >= slabs + Shape::kFactorChunks;
-    if (next) index -= slabs + Shape::kFactorChunks;
-    if (next && next_head < 0) return;
-    const char* from;
-    int bytes = slab_bytes(R, D);
-    if (index < slabs) {
-      from = queries + (int64_t{next ? next_segment : segment} * slabs + index) * slab_bytes(R, D);
-    } else {
-      const int* offsets = reinterpret_cast<const int*>(base + Shape::kOffsets) + index - slabs;
-      from = image + (next ? next_head : head) * image_bytes + offsets[0];
-      bytes = offsets[1] - offsets[0];
-    }
-    barrier_expect(full(stage), bytes);
-    bulk_copy(memory + stage * Shape::kStageBytes, from, bytes, full(stage));
-  }
+  __device__ __forceinline__ void wait_chunk() const { barrier_wait(memory + Shape::kBarriers + ring.stage * 8, ring.parity); }
   __device__ __forceinline__ void free_chunk() {
     __syncwarp();
-    if (lane == 0) {
-      int before;
-      // Nothing to order: the products that read the chunk are done, and only the copy engine writes it.
-      asm volatile("atom.relaxed.cta.shared::cta.add.s32 %0, [%1], 1;\n" : "=r"(before) : "r"(memory + Shape::kReleases + ring.stage * 4) : "memory");
-      if (before % (Shape::kWarpgroups * 4) == Shape::kWarpgroups * 4 - 1) fetch(ring.stage, chunk_index + Shape::kStages);
-    }
-    ++chunk_index;
+    if (lane == 0) barrier_arrive(memory + Shape::kReleases + ring.stage * 8);
     ring.advance();
   }
   // Products are there and the chunk is no longer read.
@@ -400,59 +366,65 @@ struct HopperJoint {
   }
 };
 
-#endif
+// What the chunks of a launch are made of.
+struct HopperStream {
+  const char* queries;  // [segments][slabs][slab_bytes]
+  int slabs;
+  FactorView factors;
 
-template <typename T, int R, int D, bool Bound>
-__global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
-    joint_hopper_kernel(Geometry g, const int32_t* first_tiles, TokenLists lists, const char* queries, const float* lse, FactorView factors,
-                        float* scores) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Shape = HopperShape<R, D>;
-  extern __shared__ char hopper_memory[];
-  HopperJoint<T, R, D, Bound> joint;
-  joint.memory = (shared_address(hopper_memory) + 1023) / 1024 * 1024;
-  joint.base = hopper_memory + (joint.memory - shared_address(hopper_memory));
-  joint.lane = static_cast<int>(threadIdx.x) % 32;
-  joint.queries = queries;
-  joint.image = factors.image;
-  joint.image_bytes = factors.image_bytes;
-  joint.slabs = (g.rows + slab_rows(R, D) - 1) / slab_rows(R, D);
-  const int slabs = joint.slabs;
-  const auto head_of = [&](int x) { return static_cast<int64_t>(factors.slots[g.layer_of(x)]) * g.kv_heads + g.head_of(x); };
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Shape::kStages; ++stage) {
-      barrier_init(joint.full(stage), 1);
-      reinterpret_cast<int*>(joint.base + Shape::kReleases)[stage] = 0;
-    }
-    barrier_init_fence();
-    auto* offsets = reinterpret_cast<int*>(joint.base + Shape::kOffsets);
-    int at = 0;
-    int index = 0;
-    for (int j = 0; j < R; ++j) {
-      const int columns = chunk_columns(R - j, D);
-      for (int c = 0; c < D; c += columns, at += chunk_bytes((R - j) * columns, D)) offsets[index++] = at;
-    }
-    offsets[index] = at;
+  __device__ int64_t head_of(const Geometry& g, int segment) const {
+    return static_cast<int64_t>(factors.slots[g.layer_of(segment)]) * g.kv_heads + g.head_of(segment);
   }
-  __syncthreads();
+};
+
+// One thread: the chunks of the CTA's tiles, as stages are freed.
+template <int R, int D>
+__device__ __forceinline__ void fill_ring(const Geometry& g, const int32_t* first_tiles, const HopperStream& stream, uint32_t memory) {
+  using Shape = HopperShape<R, D>;
+  Ring<Shape::kStages> ring;
+  ring.parity = 1;  // as if all stages had been freed once
+  const auto fill = [&](const char* from, int bytes) {
+    const uint32_t full = memory + Shape::kBarriers + ring.stage * 8;
+    barrier_wait(memory + Shape::kReleases + ring.stage * 8, ring.parity);
+    barrier_expect(full, bytes);
+    bulk_copy(memory + ring.stage * Shape::kStageBytes, from, bytes, full);
+    ring.advance();
+  };
   const int tiles = first_tiles[g.segments];
   int segment = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
+    segment = segment_of_tile(first_tiles, g.segments, tile, segment);
+    for (int slab = 0; slab < stream.slabs; ++slab)
+      fill(stream.queries + (int64_t{segment} * stream.slabs + slab) * slab_bytes(R, D), slab_bytes(R, D));
+    const char* image = stream.factors.image + stream.head_of(g, segment) * stream.factors.image_bytes;
+    for (int j = 0; j < R; ++j) {
+      const int columns = chunk_columns(R - j, D);
+      const int bytes = chunk_bytes((R - j) * columns, D);
+      for (int c = 0; c < D; c += columns, image += bytes) fill(image, bytes);
+    }
+  }
+}
 
+// The scores of the CTA's tiles, by the warps that multiply.
+template <typename T, int R, int D, bool Bound>
+__device__ __forceinline__ void score_tiles(const Geometry& g, const int32_t* first_tiles, const TokenLists& lists, const HopperStream& stream,
+                                            const float* lse, float* scores, char* base, uint32_t memory) {
+  using Shape = HopperShape<R, D>;
+  HopperJoint<T, R, D, Bound> joint;
+  joint.memory = memory;
+  joint.lane = static_cast<int>(threadIdx.x) % 32;
+  const int slabs = stream.slabs;
+  const int tiles = first_tiles[g.segments];
+  int segment = 0;
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   const uint32_t rows = joint.memory + Shape::kRowsAt + warp * Shape::kRowBytes;
-  joint.shared_pairs = reinterpret_cast<float*>(joint.base + Shape::kPairsAt) + (warp * 16 + joint.lane / 4) * Shape::kPairStride;
+  joint.shared_pairs = reinterpret_cast<float*>(base + Shape::kPairsAt) + (warp * 16 + joint.lane / 4) * Shape::kPairStride;
 
   int tile = static_cast<int>(blockIdx.x);
   int first = 0;  // of the warp's tokens, in the segment's list
   if (tile < tiles) {
     segment = segment_of_tile(first_tiles, g.segments, tile, 0);
     first = (tile - first_tiles[segment]) * Shape::kTokens + warp * 16;
-    if (threadIdx.x == 0) {
-      joint.segment = segment;
-      joint.head = head_of(segment);
-      joint.next_head = -1;
-      for (int stage = 0; stage < Shape::kStages; ++stage) joint.fetch(stage, stage);
-    }
     load_token_rows<D>(g, lists, segment, first, false, rows);
     commit_copies();
   }
@@ -464,11 +436,6 @@ __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
       next_segment = segment_of_tile(first_tiles, g.segments, next_tile, segment);
       next_first = (next_tile - first_tiles[next_segment]) * Shape::kTokens + warp * 16;
     }
-    joint.chunk_index = 0;
-    joint.segment = segment;
-    joint.next_segment = next_segment;
-    joint.head = head_of(segment);
-    joint.next_head = next_tile < tiles ? head_of(next_segment) : -1;
     const LayerView& layer = g.layer[g.layer_of(segment)];
     const int count = lists.count(g, segment);
     const int first_row_position = g.row_position(segment, 0);
@@ -516,7 +483,7 @@ __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
     commit_copies();
     joint.template multiply_values<0>();
 
-    const float scale = __ldg(factors.scales + joint.head);
+    const float scale = __ldg(stream.factors.scales + stream.head_of(g, segment));
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float score = joint.finish_score(row);
@@ -525,6 +492,34 @@ __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
     tile = next_tile;
     segment = next_segment;
     first = next_first;
+  }
+}
+
+#endif
+
+template <typename T, int R, int D, bool Bound>
+__global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
+    joint_hopper_kernel(const __grid_constant__ Geometry g, const int32_t* first_tiles, const __grid_constant__ TokenLists lists, const char* queries,
+                        const float* lse, const __grid_constant__ FactorView factors, float* scores) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Shape = HopperShape<R, D>;
+  extern __shared__ char hopper_memory[];
+  const uint32_t memory = (shared_address(hopper_memory) + 1023) / 1024 * 1024;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < Shape::kStages; ++stage) {
+      barrier_init(memory + Shape::kBarriers + stage * 8, 1);
+      barrier_init(memory + Shape::kReleases + stage * 8, Shape::kWarpgroups * 4);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  const HopperStream stream{queries, (g.rows + slab_rows(R, D) - 1) / slab_rows(R, D), factors};
+  if (threadIdx.x >= Shape::kWarpgroups * 128) {
+    give_registers<Shape::kProducerRegisters>();
+    if (threadIdx.x == Shape::kWarpgroups * 128) fill_ring<R, D>(g, first_tiles, stream, memory);
+  } else {
+    take_registers<Shape::kRegisters>();
+    score_tiles<T, R, D, Bound>(g, first_tiles, lists, stream, lse, scores, hopper_memory + (memory - shared_address(hopper_memory)), memory);
   }
 #endif
 }

@@ -323,38 +323,34 @@ __global__ void __launch_bounds__(256)
     const int first = (tile - first_tiles[segment]) * kRowTile;
     const Rows rows(layer, work == RowWork::kKeyNorm ? layer.key : layer.value, sequence, head);
     for (int base = 0; base < kRowTile; base += kGroups * kRowBatch) {
-      int tokens[kRowBatch];
-      const char* from[kRowBatch];
-      float sums[kRowBatch];
-#pragma unroll
-      for (int i = 0; i < kRowBatch; ++i) {
-        tokens[i] = lists.token(g, segment, first + base + i * kGroups + group, count);
-        from[i] = tokens[i] < 0 || !reads ? nullptr : rows(tokens[i]);
-      }
-      if (reads) row_sums<T, Lanes>(from, bytes, work == RowWork::kMultiplyL1, sums);
-#pragma unroll
-      for (int i = 0; i < kRowBatch; ++i) {
-        if (threadIdx.x % Lanes != 0 || tokens[i] < 0) continue;
-        float* to = scores + segment * g.stride + tokens[i];
-        float score = 0;
-        switch (work) {
-          case RowWork::kKeyNorm: score = -sqrtf(sums[i]); break;
-          case RowWork::kRecency: score = static_cast<float>(token_position(layer, sequence, head, tokens[i])); break;
-          case RowWork::kRandom: score = random_score(seed, g.layer_of(segment), head, token_position(layer, sequence, head, tokens[i])); break;
-          case RowWork::kWeigh: score = *to; break;
-          default: {
-            // The aggregate of R equal numbers, as the CPU adds them up.
-            const float size = work == RowWork::kMultiplyL2 ? sqrtf(sums[i]) : sums[i];
-            float value = aggregation == LPX_AGGREGATE_MAX ? size : 0.0f;
-            if (aggregation != LPX_AGGREGATE_MAX)
-              for (int h = 0; h < g.group; ++h) value += aggregation == LPX_AGGREGATE_RSS ? size * size : size;
-            if (aggregation == LPX_AGGREGATE_RSS) value = sqrtf(value);
-            if (aggregation == LPX_AGGREGATE_MEAN) value /= static_cast<float>(g.group);
-            score = *to * value;
-          }
+      const auto token_of = [&](int i) { return lists.token(g, segment, first + base + i * kGroups + group, count); };
+      const auto row_at = [&](int i) -> const char* {
+        const int token = token_of(i);
+        return token < 0 ? nullptr : rows(token);
+      };
+      const float sum = reads ? row_sum<T, Lanes>(row_at, bytes, work == RowWork::kMultiplyL1) : 0.0f;
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const int token = token_of(owned_row<Lanes>(lane));
+      if (!owns_row<Lanes>(lane) || token < 0) continue;
+      float* to = scores + segment * g.stride + token;
+      float score = 0;
+      switch (work) {
+        case RowWork::kKeyNorm: score = -sqrtf(sum); break;
+        case RowWork::kRecency: score = static_cast<float>(token_position(layer, sequence, head, token)); break;
+        case RowWork::kRandom: score = random_score(seed, g.layer_of(segment), head, token_position(layer, sequence, head, token)); break;
+        case RowWork::kWeigh: score = *to; break;
+        default: {
+          // The aggregate of R equal numbers, as the CPU adds them up.
+          const float size = work == RowWork::kMultiplyL2 ? sqrtf(sum) : sum;
+          float value = aggregation == LPX_AGGREGATE_MAX ? size : 0.0f;
+          if (aggregation != LPX_AGGREGATE_MAX)
+            for (int h = 0; h < g.group; ++h) value += aggregation == LPX_AGGREGATE_RSS ? size * size : size;
+          if (aggregation == LPX_AGGREGATE_RSS) value = sqrtf(value);
+          if (aggregation == LPX_AGGREGATE_MEAN) value /= static_cast<float>(g.group);
+          score = *to * value;
         }
-        *to = score * layer.weight;
       }
+      *to = score * layer.weight;
     }
   }
 }

@@ -37,30 +37,32 @@ struct SoftCap {
   }
 };
 
-// grid (segments, slabs). image [segments][slabs][slab_bytes], lse [segments][slabs][group * slab_rows]. `group` may be more than
-// the heads there are: the rest is padding. only_last: all rows but the last of the window count as absent.
+inline constexpr int kPackThreads = 512;
+
+// grid (segments, slabs). image [segments][slabs][slab_bytes], lse [segments][slabs][group * slab_rows]. only_last: all rows but the last of the
+// window count as absent.
 template <typename T>
-__global__ void __launch_bounds__(256) query_kernel(Geometry g, int group, bool only_last, const float* log_sums, char* image, float* lse) {
+__global__ void __launch_bounds__(kPackThreads) query_kernel(Geometry g, bool only_last, const float* log_sums, char* image, float* lse) {
   if (*g.status != LPX_OK) return;
   const int segment = static_cast<int>(blockIdx.x);
   const int slab = static_cast<int>(blockIdx.y);
   const LayerView& layer = g.layer[g.layer_of(segment)];
-  const int slab_height = slab_rows(group, g.head_dim);
-  const int rows = group * slab_height;
+  const int slab_height = slab_rows(g.group, g.head_dim);
+  const int rows = g.group * slab_height;
   const int pieces = feature_panels(g.head_dim) * 8;
   const int64_t tile = int64_t{segment} * gridDim.y + slab;
-  char* to = image + tile * slab_bytes(group, g.head_dim);
-  for (int i = static_cast<int>(threadIdx.x); i < rows * pieces; i += 256) {
+  char* to = image + tile * slab_bytes(g.group, g.head_dim);
+  for (int i = static_cast<int>(threadIdx.x); i < rows * pieces; i += kPackThreads) {
     const int row = i / pieces;
     const int feature = i % pieces * 8;
     const int h = row / slab_height;
     const int q = slab * slab_height + row % slab_height;
     uint4 piece = {};
-    if (h < g.group && q < g.rows && feature < g.head_dim && g.row_position(segment, q) >= 0)
+    if (q < g.rows && feature < g.head_dim && g.row_position(segment, q) >= 0)
       piece = *reinterpret_cast<const uint4*>(query_row(g, layer, g.sequence_of(segment), g.head_of(segment), h, q) + feature * sizeof(T));
     *reinterpret_cast<uint4*>(to + swizzled(rows, row, feature)) = piece;
     if (feature == 0) {
-      const bool there = h < g.group && q < g.rows && (!only_last || q == g.rows - 1);
+      const bool there = q < g.rows && (!only_last || q == g.rows - 1);
       lse[tile * rows + row] = there ? log_sums[int64_t{segment} * g.group * g.rows + h * g.rows + q] : INFINITY;
     }
   }

@@ -1,4 +1,4 @@
-// Hopper's own instructions, one small function each: barriers with transaction counts, bulk copies, warpgroup products.
+// Hopper's own instructions, one small function each: barriers with transaction counts, bulk copies, shares of registers, warpgroup products.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -39,6 +39,15 @@ __device__ inline void bulk_copy(uint32_t to, const void* from, int bytes, uint3
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from), "r"(bytes),
                "r"(barrier)
                : "memory");
+}
+// A warpgroup's registers a thread.
+template <int Registers>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Registers));
+}
+template <int Registers>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Registers));
 }
 // Shared memory written by ordinary instructions and by cp.async, before tensor cores read it.
 __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }

@@ -1,4 +1,4 @@
-// Hopper's own instructions (sm_90a): matrix products by a warpgroup from shared memory, barriers in shared memory, register shares.
+// Hopper's own instructions (sm_90a): matrix products by a warpgroup from shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,47 +10,12 @@ namespace laprox::cuda {
 
 // ------------------------------------------------------------------ barriers
 
-__device__ inline void init_barrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-// Makes initialised barriers visible to the asynchronous units.
-__device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
-__device__ inline void arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory"); }
-// Arrives once all cp.async of this thread so far have landed.
-__device__ inline void arrive_after_copies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
-}
-// Waits for the end of the phase of this parity.
-__device__ inline void wait_barrier(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "WAIT:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE;\n"
-      "bra WAIT;\n"
-      "DONE:\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
 // Barrier `id` (1 to 15) among `threads` threads of the block.
 __device__ inline void sync_threads(int id, int threads) { asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory"); }
 // What ordinary instructions and cp.async wrote to shared memory becomes visible to wgmma.
 __device__ inline void fence_shared_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
-// ------------------------------------------------------------------ registers
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-template <int Registers>
-__device__ inline void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Registers));
-}
-template <int Registers>
-__device__ inline void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Registers));
-}
 
 // ------------------------------------------------------------------ products
 

@@ -1,16 +1,21 @@
 // What the kernels of the scan share: which tokens the window sees, the rows' layout, the sample, and the end of it all.
 //
-//   b[h,q]        = log2 sum over the sample of 2^s, or the given log-sum-exp       (s = logit in base 2)
-//   e             = 2^(s - b)
-//   lse[h,q]      = b + log2(sum over tokens of e [+ 2^(sink - b)])
-//   squares[h,i]  = sum over the rows of e^2,   ||a_h[:,i]||^2 <= inflation[h] * squares[h,i]
+//   b[h,q]      = log2 sum over the sample of 2^s, or the given log-sum-exp       (s = logit in base 2)
+//   e           = 2^(s - b)
+//   lse[h,q]    = b + log2(sum over tokens of e [+ 2^(sink - b)])
+//   roots[h,i]  = root of the sum over the rows of e^2, rounded up to bfloat16,   ||a_h[:,i]|| <= inflation[h] * roots[h,i]
 //
 // Rows: query head h of a KV head has `head_rows` rows, m rounded up to 32, so that a block of 32 rows (a *band*) belongs to one
-// head. A *panel* is the 1 to 4 bands that one thread block multiplies with a run of tokens (a *split*); a segment has `panels`
+// head. A *panel* is the 1 to 4 bands that one thread block multiplies with a run of tokens; a segment has `panels`
 // panels and `padded_rows` rows. Rows that pad or do not exist have the reference +inf: their e is 0 without a mask.
 //
+// Tiles of kScanTile tokens that some row sees are numbered segment by segment, and dealt to `workers` blocks of each panel in equal shares of
+// consecutive ones: a worker has the end of a segment, whole ones, the begin of another. Its part of segment x, a *piece*, is number worker + x
+// of all, so that a sum over tokens is that of consecutive pieces, in order. How many workers there are depends on the kernel and not on the chip:
+// results do not either.
+//
 // A reference that was outgrown (a token outside the sample far above it: the sum of e is not finite) is repaired by an online
-// log-sum-exp over all tokens of the segment. The squares stay: those that overflowed are +inf, which is a bound.
+// log-sum-exp over all tokens of the segment. The roots stay: those that overflowed are +inf, which is a bound.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,9 +27,14 @@ namespace laprox::cuda {
 
 inline constexpr int kBand = 32;      // query rows
 inline constexpr int kScanTile = 64;  // tokens
-inline constexpr int kSample = 256;   // tokens of the reference point: the first, a strided part, the last
+// Tokens of the reference point: the first, a strided part, the last. A sixteenth of them all, but from 256 to 1024: what is sampled is
+// multiplied twice, and a reference that is off makes bounds loose.
 inline constexpr int kSinkSample = 4;
 inline constexpr int kRecentSample = 128;
+inline constexpr int kLeastSample = 256;
+inline constexpr int kMostSample = 1024;
+inline constexpr int kSampledShare = 16;
+inline constexpr float kVanishedSquares = 2e-36f;  // what sums of e^2 of up to 128 rows may lose below the smallest float
 
 // Tokens [begin, end) are seen by some row, [full_begin, full_end) by every row that exists.
 struct Range {
@@ -36,21 +46,37 @@ struct Range {
 
 struct ScanView {
   Geometry g;
-  float* references;  // [segments][padded_rows]: b
-  float* partials;    // [segments][splits][padded_rows]: sums of e; in a repair, log-sum-exps
-  float* squares;     // [segments][R][stride], or null
-  Range* ranges;      // [segments]
-  int32_t* outgrown;  // [segments + 1]: references that were outgrown; the last: whether any was
+  float* references;     // [segments][padded_rows]: b
+  float* partials;       // [segments + workers][padded_rows]: sums of e of each piece; in a repair, log-sum-exps
+  __nv_bfloat16* roots;  // [segments][panels][stride][panel_heads], or null
+  Range* ranges;         // [segments]
+  int32_t* first_tile;   // [segments + 1]
+  int32_t* outgrown;     // [segments + 1]: references that were outgrown; the last: whether any was
   int32_t head_rows;
   int32_t padded_rows;
   int32_t panels;
   int32_t panel_bands;
-  int32_t splits;
-  int32_t split_tokens;  // a multiple of kScanTile
+  int32_t workers;  // of a panel
 
-  __device__ int head_bands() const { return head_rows / kBand; }
-  __device__ bool skips(const LayerView& layer) const { return layer.lse != nullptr && squares == nullptr; }
+  __host__ __device__ int head_bands() const { return head_rows / kBand; }
+  __host__ __device__ int panel_heads() const { return panel_bands / head_bands(); }
+  // With a given log-sum-exp and no roots to find there is nothing to do.
+  __device__ bool skips(const LayerView& layer) const { return layer.lse != nullptr && roots == nullptr; }
 };
+
+// The number of tokens in the sample of `count`.
+__device__ inline int sample_size(int count) { return min(count, min(max(count / kSampledShare, kLeastSample), kMostSample)); }
+
+__device__ inline __nv_bfloat16 rounded_up(float x) {  // not negative; what is not a number stays that
+  const uint32_t bits = min(__float_as_uint(x), 0x7fff0000u);
+  return __ushort_as_bfloat16(static_cast<unsigned short>((bits + 0xffff) >> 16));
+}
+__device__ inline float root(float x) {  // to a few units in the last place
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline __nv_bfloat16 root_of_squares(float squares) { return rounded_up(root(squares + kVanishedSquares)); }
 
 // Products to logits in base 2, as logit2 does, without a division an element.
 struct LogitRule {
@@ -125,42 +151,67 @@ __device__ inline Range range_of(const Geometry& g, const LayerView& layer, int 
   return range;
 }
 
-// Token `i` of the sample of `range`, i < min(kSample, end - begin).
-__device__ inline int sample_token(const Range& range, int i) {
-  constexpr int kStrided = kSample - kSinkSample - kRecentSample;
+// Token `i` of the sample of `range`, of `size` tokens.
+__device__ inline int sample_token(const Range& range, int size, int i) {
   const int count = range.end - range.begin;
-  if (count <= kSample || i < kSinkSample) return range.begin + i;
-  if (i >= kSample - kRecentSample) return range.end - kSample + i;
-  const int64_t middle = count - kSinkSample - kRecentSample;
-  return range.begin + kSinkSample + static_cast<int>(middle * (i - kSinkSample) / kStrided);
+  if (count == size || i < kSinkSample) return range.begin + i;
+  if (i >= size - kRecentSample) return range.end - size + i;
+  const int middle = count - kSinkSample - kRecentSample;
+  const int strided = size - kSinkSample - kRecentSample;
+  return range.begin + kSinkSample + (i - kSinkSample) * (middle / strided) + min(i - kSinkSample, middle % strided);
 }
 
-// What a block works on. Panels come first, so that those of a split run side by side and K comes from the L2 cache for all but one; splits come
-// last, so that those beyond all lengths are at the end.
-struct ScanItem {
+// A worker's part of a segment.
+struct Piece {
   int segment;
-  int split;
-  int panel;
+  int first;  // token, a multiple of kScanTile
+  int tiles;
+  int64_t index;
 };
-__device__ inline ScanItem scan_item(const ScanView& v, int64_t index) {
-  const int panel = static_cast<int>(index % v.panels);
-  const int64_t rest = index / v.panels;
-  return {static_cast<int>(rest % v.g.segments), static_cast<int>(rest / v.g.segments), panel};
-}
-__device__ inline int64_t partial_offset(const ScanView& v, const ScanItem& item) {
-  return (int64_t{item.segment} * v.splits + item.split) * v.padded_rows + int64_t{item.panel} * v.panel_bands * kBand;
-}
 
-// The tiles of a split that hold a token which some row sees: [first, first + count * kScanTile), cut at `end`.
-struct TileRun {
-  int first;
-  int count;
+// Workers that have a tile: the first ones.
+__device__ inline int busy_workers(const ScanView& v) { return min(v.workers, v.first_tile[v.g.segments]); }
+
+// A worker's pieces, one after another: `while (pieces.next(piece))`.
+class Pieces {
+ public:
+  __device__ Pieces(const ScanView& v, int worker) : v_(v), worker_(worker) {
+    const int64_t all = v.first_tile[v.g.segments];
+    const int workers = busy_workers(v);
+    if (worker >= workers) return;
+    tile_ = static_cast<int>(all * worker / workers);
+    end_ = static_cast<int>(all * (worker + 1) / workers);
+    int low = 0;  // the last segment that begins at the tile or before it
+    for (int high = v.g.segments - 1; low < high;) {
+      const int middle = low + (high - low + 1) / 2;
+      if (v.first_tile[middle] <= tile_)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    segment_ = low;
+  }
+  __device__ bool next(Piece& piece) {
+    if (tile_ >= end_) return false;
+    while (v_.first_tile[segment_ + 1] <= tile_) ++segment_;
+    const int until = min(end_, v_.first_tile[segment_ + 1]);
+    const int first = v_.ranges[segment_].begin / kScanTile + tile_ - v_.first_tile[segment_];
+    piece = {segment_, first * kScanTile, until - tile_, int64_t{worker_} + segment_};
+    tile_ = until;
+    return true;
+  }
+
+ private:
+  const ScanView& v_;
+  int worker_;
+  int tile_ = 0;
+  int end_ = 0;
+  int segment_ = 0;
 };
-__device__ inline TileRun tile_run(const ScanView& v, const Range& range, int split) {
-  const int from = split * v.split_tokens;
-  const int to = min(from + v.split_tokens, range.end);
-  const int first = from + max(0, range.begin - from) / kScanTile * kScanTile;
-  return {first, max(0, (to - first + kScanTile - 1) / kScanTile)};
+
+// The worker of a tile: the w with all * w / workers <= tile < all * (w + 1) / workers, in whole numbers.
+__device__ inline int worker_of(const ScanView& v, int tile) {
+  return static_cast<int>(((int64_t{tile} + 1) * busy_workers(v) - 1) / v.first_tile[v.g.segments]);
 }
 
 // Copies tiles of kScanTile rows to shared memory, warp `warp` of the tile's some rows: WarpRows, or (0) its share of the block's. find() only asks
@@ -247,20 +298,6 @@ class TileCopier {
   int slot_ = 0;
   int valid_ = 0;
 };
-
-// Squares of the tokens of a split that no row sees.
-__device__ inline void clear_unseen(const ScanView& v, const ScanItem& item, const TileRun& run, int thread, int threads) {
-  const int from = item.split * v.split_tokens;
-  const int to = min(from + v.split_tokens, v.g.lengths[item.segment]);
-  const int seen_to = run.first + run.count * kScanTile;
-  if (v.squares == nullptr || (run.count > 0 && run.first == from && seen_to >= to)) return;
-  const int heads = v.panel_bands / v.head_bands();
-  for (int h = item.panel * heads; h < min(v.g.group, (item.panel + 1) * heads); ++h) {
-    float* squares = v.squares + (int64_t{item.segment} * v.g.group + h) * v.g.stride;
-    for (int token = from + thread; token < to; token += threads)
-      if (run.count == 0 || token < run.first || token >= seen_to) squares[token] = 0;
-  }
-}
 
 // Exists, so the row's log-sum-exp is what the caller gave.
 __device__ inline float given_lse(const Geometry& g, const LayerView& layer, int segment, PanelRow row) {

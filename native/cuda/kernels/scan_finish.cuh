@@ -1,10 +1,38 @@
-// The end of a scan: partial sums to log-sum-exps, and how much the squares have to be multiplied by (formulas in scan.cuh).
-// Reads a float a split and row; a fixed order makes the bits repeat.
+// What stands before and behind a scan: numbers of tiles; partial sums to log-sum-exps, and how much the roots have to be multiplied by
+// (formulas in scan.cuh). Reads a float a piece and row; a fixed order makes the bits repeat.
 #pragma once
 
+#include "cuda/kernels/blocks.cuh"
 #include "cuda/kernels/scan.cuh"
 
 namespace laprox::cuda {
+
+inline constexpr int kDealThreads = 1024;
+
+// first_tile[x] = tiles before segment x. Where `whole`, of all tokens, seen or not, and ranges become that. One block.
+__global__ void __launch_bounds__(kDealThreads) deal_tiles(ScanView v, bool whole) {
+  __shared__ int32_t scratch[32];
+  if (*v.g.status != LPX_OK) return;
+  int32_t before = 0;
+  for (int first = 0; first < v.g.segments; first += kDealThreads) {
+    const int segment = first + static_cast<int>(threadIdx.x);
+    int32_t tiles = 0;
+    if (segment < v.g.segments) {
+      Range& range = v.ranges[segment];
+      if (whole) {
+        range.begin = 0;
+        range.end = v.g.lengths[segment];
+      }
+      if ((whole || !v.skips(v.g.layer[v.g.layer_of(segment)])) && range.end > range.begin)
+        tiles = (range.end + kScanTile - 1) / kScanTile - range.begin / kScanTile;
+    }
+    int32_t total = 0;
+    const int32_t own = block_prefix(tiles, scratch, total);
+    if (segment < v.g.segments) v.first_tile[segment] = before + own;
+    before += total;
+  }
+  if (threadIdx.x == 0) v.first_tile[v.g.segments] = before;
+}
 
 // The end: a block a (segment, head of the group), kFinishGroups warps that share the partial sums, a lane a row. Sums in a fixed order, in
 // double. In a repair (`repair`), of the outgrown segments alone, partials are log-sum-exps.
@@ -20,16 +48,17 @@ __global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, fl
   if (*g.status != LPX_OK) return;
   if (repair && (v.outgrown[g.segments] == 0 || v.outgrown[segment] == 0)) return;
   const LayerView& layer = g.layer[g.layer_of(segment)];
-  const Range range = v.ranges[segment];
-  const int first = range.begin / v.split_tokens;
-  const int last = (range.end + v.split_tokens - 1) / v.split_tokens;
+  const int begin = v.first_tile[segment];
+  const int end = v.first_tile[segment + 1];
+  const int first = begin < end ? worker_of(v, begin) : 0;
+  const int last = begin < end ? worker_of(v, end - 1) + 1 : 0;  // pieces [first, last)
   const int64_t row0 = int64_t{h} * v.head_rows;
   float most = 0;
   bool nan = false;
   for (int q0 = 0; q0 < g.rows; q0 += 32) {
     const int q = q0 + lane;
     const float b = v.references[segment * int64_t{v.padded_rows} + row0 + q];
-    const float* partials = v.partials + int64_t{segment} * v.splits * v.padded_rows + row0 + q;
+    const float* partials = v.partials + int64_t{segment} * v.padded_rows + row0 + q;
     double total = 0;
     float top = -INFINITY;
     if (layer.lse == nullptr) {
@@ -67,8 +96,8 @@ __global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, fl
       log_sums[(int64_t{segment} * g.group + h) * g.rows + q] = lse;
       if (lse != INFINITY) {
         // References, bounds and scores are rounded in float, their logits by the tensor cores: a margin for what they are made of.
-        const float margin = 1e-5f * (16 + fabsf(lse) + fabsf(b));
-        most = fmaxf(most, exp2f(2 * (b - lse) + margin));
+        const float margin = 5e-6f * (16 + fabsf(lse) + fabsf(b));
+        most = fmaxf(most, exp2f(b - lse + margin));
         nan = nan || lse != lse;
       }
     }
@@ -77,8 +106,8 @@ __global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, fl
   if (warp != 0) return;
   for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
   nan = __any_sync(0xffffffffu, nan);
-  // Not 0: squares may be +inf.
-  if (lane == 0) inflation[int64_t{segment} * g.group + h] = nan ? NAN : fmaxf(most, 2e-38f);
+  // Not 0: roots may be +inf.
+  if (lane == 0) inflation[int64_t{segment} * g.group + h] = nan ? NAN : fmaxf(most, 1.5e-19f);
 }
 
 }  // namespace laprox::cuda

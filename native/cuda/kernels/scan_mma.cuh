@@ -135,143 +135,144 @@ __global__ void __launch_bounds__(128, D <= 128 ? 3 : 2) scan_mma(ScanView v) {
   __shared__ float team_sums[4][kBand];
   const Geometry& g = v.g;
   if (*g.status != LPX_OK) return;
-  const ScanItem item = scan_item(v, blockIdx.x);
-  const int segment = item.segment;
-  const LayerView& layer = g.layer[g.layer_of(segment)];
-  if (v.skips(layer)) return;
-  const Range range = v.ranges[segment];
-  const TileRun run = tile_run(v, range, item.split);
-  clear_unseen(v, item, run, threadIdx.x, blockDim.x);
-  if (run.count == 0) return;
+  const int panel = static_cast<int>(blockIdx.x) % v.panels;
+  Pieces pieces(v, static_cast<int>(blockIdx.x) / v.panels);
+  for (Piece piece; pieces.next(piece);) {
+    const int segment = piece.segment;
+    const LayerView& layer = g.layer[g.layer_of(segment)];
+    const Range range = v.ranges[segment];
 
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int band = warp % v.panel_bands;
-  const int team = warp / v.panel_bands;
-  const int sequence = g.sequence_of(segment);
-  const int kv_head = g.head_of(segment);
-  const Rows keys(layer, layer.key, sequence, kv_head);
-  const uint32_t tiles = shared_address(memory);
-  TileCopier<Tile> copier(keys, warp);
-  const auto find = [&](int tile) {
-    if (tile < run.count) copier.find(run.first + tile * kScanTile, range.end);
-  };
-  const auto copy = [&](int tile) {
-    if (tile < run.count) copier.copy(tiles + tile % Tile::kStages * Tile::kBytes);
-    commit_copies();
-  };
-  for (int i = 0; i < Tile::kStages - 1; ++i) {
-    find(i);
-    copy(i);
-  }
-  find(Tile::kStages - 1);
+    const int lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32;
+    const int band = warp % v.panel_bands;
+    const int team = warp / v.panel_bands;
+    const int sequence = g.sequence_of(segment);
+    const int kv_head = g.head_of(segment);
+    const Rows keys(layer, layer.key, sequence, kv_head);
+    const uint32_t tiles = shared_address(memory);
+    TileCopier<Tile> copier(keys, warp);
+    const auto find = [&](int tile) {
+      if (tile < piece.tiles) copier.find(piece.first + tile * kScanTile, range.end);
+    };
+    const auto copy = [&](int tile) {
+      if (tile < piece.tiles) copier.copy(tiles + tile % Tile::kStages * Tile::kBytes);
+      commit_copies();
+    };
+    for (int i = 0; i < Tile::kStages - 1; ++i) {
+      find(i);
+      copy(i);
+    }
+    find(Tile::kStages - 1);
 
-  BandQueries<T, D, 2> queries;
-  queries.load(v, layer, segment, item.panel, band, 0);
-  const int64_t row0 = int64_t{segment} * v.padded_rows + (item.panel * v.panel_bands + band) * kBand + lane / 4;
-  float reference[4];
-  int row_position[4];
+    BandQueries<T, D, 2> queries;
+    queries.load(v, layer, segment, panel, band, 0);
+    const int64_t row0 = int64_t{segment} * v.padded_rows + (panel * v.panel_bands + band) * kBand + lane / 4;
+    float reference[4];
+    int row_position[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    reference[i] = v.references[row0 + i * 8];
-    row_position[i] = g.row_position(segment, panel_row(v, item.panel, band, i * 8 + lane / 4).query);
-  }
-  const LogitRule rule(layer);
-  const int bands = v.head_bands();
-  const int heads = v.panel_bands / bands;
-  const int head = item.panel * heads + band / bands;
-  float* const squares_out = v.squares == nullptr || head >= g.group ? nullptr : v.squares + (int64_t{segment} * g.group + head) * g.stride;
-  float sums[4] = {};
+    for (int i = 0; i < 4; ++i) {
+      reference[i] = v.references[row0 + i * 8];
+      row_position[i] = g.row_position(segment, panel_row(v, panel, band, i * 8 + lane / 4).query);
+    }
+    const LogitRule rule(layer);
+    const int bands = v.head_bands();
+    const int heads = v.panel_bands / bands;
+    const int head = panel * heads + band / bands;
+    __nv_bfloat16* const roots = v.roots == nullptr ? nullptr : v.roots + (int64_t{segment} * v.panels + panel) * g.stride * heads;
+    float sums[4] = {};
 
-  for (int tile = 0; tile < run.count; ++tile) {
-    wait_copies<Tile::kStages - 2>();
-    __syncthreads();
-    copy(tile + Tile::kStages - 1);
-    find(tile + Tile::kStages);
-    const int first = run.first + tile * kScanTile;
-    const uint32_t keys_at = tiles + tile % Tile::kStages * Tile::kBytes;
-    const bool edge = first < range.full_begin || first + kScanTile > range.full_end || rule.capped;
-    float squares[kSquares] = {};
+    for (int tile = 0; tile < piece.tiles; ++tile) {
+      wait_copies<Tile::kStages - 2>();
+      __syncthreads();
+      copy(tile + Tile::kStages - 1);
+      find(tile + Tile::kStages);
+      const int first = piece.first + tile * kScanTile;
+      const uint32_t keys_at = tiles + tile % Tile::kStages * Tile::kBytes;
+      const bool edge = first < range.full_begin || first + kScanTile > range.full_end || rule.capped;
+      float squares[kSquares] = {};
 #pragma unroll
-    for (int pair = 0; pair < kTeamTokens / 16; ++pair) {
-      const int token = team * kTeamTokens + pair * 16;
-      float products[2][2][4];
-      multiply_band(queries, keys_at, token, products);
-      if (!edge) {
+      for (int pair = 0; pair < kTeamTokens / 16; ++pair) {
+        const int token = team * kTeamTokens + pair * 16;
+        float products[2][2][4];
+        multiply_band(queries, keys_at, token, products);
+        if (!edge) {
 #pragma unroll
-        for (int group = 0; group < 2; ++group)
+          for (int group = 0; group < 2; ++group)
 #pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            const int row = i / 2;  // lane / 4 + 8 * row
-            const float e = exp2_fast(fmaf(products[group][i / 4][i % 4], rule.scale, -reference[row]));
-            sums[row] += e;
-            float& square = squares[(pair * 2 + group) * 2 + i % 2];
-            square = fmaf(e, e, square);
-          }
-      } else {
-        const EdgeMask mask{layer, sequence, kv_head, range.end};
-#pragma unroll
-        for (int group = 0; group < 2; ++group)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const int position = mask.position(first + token + group * 8 + lane % 4 * 2 + c);
-#pragma unroll
-            for (int row = 0; row < 4; ++row) {
-              const float logit = rule(products[group][row / 2][row % 2 * 2 + c]);
-              const float e = sees(layer, row_position[row], position) ? exp2_fast(logit - reference[row]) : 0.0f;
+            for (int i = 0; i < 8; ++i) {
+              const int row = i / 2;  // lane / 4 + 8 * row
+              const float e = exp2_fast(fmaf(products[group][i / 4][i % 4], rule.scale, -reference[row]));
               sums[row] += e;
-              float& square = squares[(pair * 2 + group) * 2 + c];
+              float& square = squares[(pair * 2 + group) * 2 + i % 2];
               square = fmaf(e, e, square);
             }
-          }
+        } else {
+          const EdgeMask mask{layer, sequence, kv_head, range.end};
+#pragma unroll
+          for (int group = 0; group < 2; ++group)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int position = mask.position(first + token + group * 8 + lane % 4 * 2 + c);
+#pragma unroll
+              for (int row = 0; row < 4; ++row) {
+                const float logit = rule(products[group][row / 2][row % 2 * 2 + c]);
+                const float e = sees(layer, row_position[row], position) ? exp2_fast(logit - reference[row]) : 0.0f;
+                sums[row] += e;
+                float& square = squares[(pair * 2 + group) * 2 + c];
+                square = fmaf(e, e, square);
+              }
+            }
+        }
+      }
+      if (v.roots == nullptr) continue;
+      ColumnSum<kSquares>::run(squares);
+      const int owned = ColumnSum<kSquares>::owned(lane);
+      const int token = team * kTeamTokens + owned / 2 * 8 + lane % 4 * 2 + owned % 2;
+      if (bands == 1) {
+#pragma unroll
+        for (int i = 0; i < kSquares / 8; ++i)
+          if (head < g.group && first + token + i < g.lengths[segment])
+            roots[int64_t{first + token + i} * heads + band] = root_of_squares(squares[i]);
+        continue;
+      }
+      float (&at)[4][kScanTile] = band_squares[tile % 2];
+      at[band][token] = squares[0];
+      if constexpr (kSquares == 16) at[band][token + 1] = squares[1];
+      __syncthreads();
+      for (int i = threadIdx.x; i < heads * kScanTile; i += blockDim.x) {
+        const int h = i / kScanTile;
+        const int t = i % kScanTile;
+        if (panel * heads + h >= g.group || first + t >= g.lengths[segment]) continue;
+        float total = 0;
+        for (int b = 0; b < bands; ++b) total += at[h * bands + b][t];
+        roots[int64_t{first + t} * heads + h] = root_of_squares(total);
       }
     }
-    if (v.squares == nullptr) continue;
-    ColumnSum<kSquares>::run(squares);
-    const int owned = ColumnSum<kSquares>::owned(lane);
-    const int token = team * kTeamTokens + owned / 2 * 8 + lane % 4 * 2 + owned % 2;
-    if (bands == 1) {
-      if (squares_out == nullptr || first + token >= g.lengths[segment]) continue;
-      if constexpr (kSquares == 16)
-        *reinterpret_cast<float2*>(squares_out + first + token) = make_float2(squares[0], squares[1]);
-      else
-        squares_out[first + token] = squares[0];
-      continue;
-    }
-    float (&at)[4][kScanTile] = band_squares[tile % 2];
-    at[band][token] = squares[0];
-    if constexpr (kSquares == 16) at[band][token + 1] = squares[1];
-    __syncthreads();
-    for (int i = threadIdx.x; i < heads * kScanTile; i += blockDim.x) {
-      const int h = i / kScanTile;
-      const int t = i % kScanTile;
-      if (item.panel * heads + h >= g.group || first + t >= g.lengths[segment]) continue;
-      float total = 0;
-      for (int b = 0; b < bands; ++b) total += at[h * bands + b][t];
-      v.squares[(int64_t{segment} * g.group + item.panel * heads + h) * g.stride + first + t] = total;
-    }
-  }
 
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 1);
-    sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 2);
-  }
-  float* const partials = v.partials + partial_offset(v, item) + band * kBand;
-  if constexpr (Teams == 1) {
-    if (lane % 4 == 0)
-      for (int i = 0; i < 4; ++i) partials[i * 8 + lane / 4] = sums[i];
-  } else {
-    if (lane % 4 == 0)
-      for (int i = 0; i < 4; ++i) team_sums[warp][i * 8 + lane / 4] = sums[i];
-    __syncthreads();
-    if (team == 0) partials[lane] = team_sums[band][lane] + team_sums[band + v.panel_bands][lane];
+    for (int i = 0; i < 4; ++i) {
+      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 1);
+      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 2);
+    }
+    float* const partials = v.partials + piece.index * v.padded_rows + (panel * v.panel_bands + band) * kBand;
+    if constexpr (Teams == 1) {
+      if (lane % 4 == 0)
+        for (int i = 0; i < 4; ++i) partials[i * 8 + lane / 4] = sums[i];
+    } else {
+      if (lane % 4 == 0)
+        for (int i = 0; i < 4; ++i) team_sums[warp][i * 8 + lane / 4] = sums[i];
+      __syncthreads();
+      if (team == 0) partials[lane] = team_sums[band][lane] + team_sums[band + v.panel_bands][lane];
+    }
+    wait_copies<0>();
+    __syncthreads();  // the tiles are read
   }
 }
 
-// Log-sum-exp over the sample (an item is a segment and panel; writes references), or in a repair over a split (writes partials).
+// Log-sum-exp over the sample of the piece's segment (writes references), or in a repair over the piece (writes partials).
 template <typename T, int D>
-__device__ inline void log_sum_mma(const ScanView& v, const ScanItem& item, bool sample, char* memory, OnlineSum (&shared)[kLogSumWarps / 2][kBand]) {
+__device__ inline void log_sum_mma(const ScanView& v, const Piece& piece, int panel, bool sample, char* memory,
+                                   OnlineSum (&shared)[kLogSumWarps / 2][kBand]) {
   using Tile = MmaTile<D>;
   const Geometry& g = v.g;
   const int lane = threadIdx.x % 32;
@@ -281,31 +282,28 @@ __device__ inline void log_sum_mma(const ScanView& v, const ScanItem& item, bool
   const int half = warp % 2;
   const int team = warp / halves;
   const int teams = blockDim.x / 32 / halves;
-  const int segment = item.segment;
+  const int segment = piece.segment;
   const LayerView& layer = g.layer[g.layer_of(segment)];
   BandQueries<T, D, 1> queries;
-  queries.load(v, layer, segment, item.panel, band, half);
+  queries.load(v, layer, segment, panel, band, half);
   Range range;
-  TileRun run;
   if (sample) {
-    if (!prepare_segment(v, layer, segment, item.panel, range)) return;
-    run = {0, (min(kSample, range.end - range.begin) + kScanTile - 1) / kScanTile};
+    if (!prepare_segment(v, layer, segment, panel, range)) return;
   } else {
     if (layer.lse != nullptr) return;
     range = v.ranges[segment];
-    run = tile_run(v, range, item.split);
-    if (run.count == 0) return;
   }
   const int sequence = g.sequence_of(segment);
   const int kv_head = g.head_of(segment);
   const Rows keys(layer, layer.key, sequence, kv_head);
-  const int count = sample ? min(kSample, range.end - range.begin) : range.end;
+  const int count = sample ? sample_size(range.end - range.begin) : range.end;
+  const int run_tiles = sample ? (count + kScanTile - 1) / kScanTile : piece.tiles;
   const uint32_t tiles = shared_address(memory);
-  const auto token_of = [&](int i) { return i >= count ? -1 : sample ? sample_token(range, i) : i; };
+  const auto token_of = [&](int i) { return i >= count ? -1 : sample ? sample_token(range, count, i) : i; };
   TileCopier<Tile> copier(keys, warp);
   const auto copy = [&](int tile) {
-    if (tile < run.count) {
-      copier.find([&](int row) { return token_of(run.first + tile * kScanTile + row); });
+    if (tile < run_tiles) {
+      copier.find([&](int row) { return token_of(piece.first + tile * kScanTile + row); });
       copier.copy(tiles + tile % Tile::kStages * Tile::kBytes);
     }
     commit_copies();
@@ -315,16 +313,16 @@ __device__ inline void log_sum_mma(const ScanView& v, const ScanItem& item, bool
   int row_position[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const PanelRow row = panel_row(v, item.panel, band, half * 16 + i * 8 + lane / 4);
+    const PanelRow row = panel_row(v, panel, band, half * 16 + i * 8 + lane / 4);
     row_position[i] = row_exists(v, segment, row) ? g.row_position(segment, row.query) : -1;
   }
   const LogitRule rule(layer);
   OnlineSum online[2];
-  for (int tile = 0; tile < run.count; ++tile) {
+  for (int tile = 0; tile < run_tiles; ++tile) {
     wait_copies<Tile::kStages - 2>();
     __syncthreads();
     copy(tile + Tile::kStages - 1);
-    const int first = run.first + tile * kScanTile;
+    const int first = piece.first + tile * kScanTile;
     const bool edge = first + kScanTile > count || token_of(first) < range.full_begin || token_of(first + kScanTile - 1) >= range.full_end;
     for (int pair = team; pair < kScanTile / 16; pair += teams) {
       float products[2][1][4];
@@ -366,24 +364,27 @@ __device__ inline void log_sum_mma(const ScanView& v, const ScanItem& item, bool
   OnlineSum all = shared[warp][lane];
   for (int t = 1; t < teams; ++t) all.add(shared[t * v.panel_bands + warp][lane]);
   // A row that sees nothing, or does not exist, has no attention at all.
-  const bool exists = row_exists(v, segment, panel_row(v, item.panel, warp, lane));
+  const bool exists = row_exists(v, segment, panel_row(v, panel, warp, lane));
   const float log_sum = exists ? all.log_sum() : -INFINITY;
   if (sample)
-    v.references[int64_t{segment} * v.padded_rows + (item.panel * v.panel_bands + warp) * kBand + lane] = log_sum == -INFINITY ? INFINITY : log_sum;
+    v.references[int64_t{segment} * v.padded_rows + (panel * v.panel_bands + warp) * kBand + lane] = log_sum == -INFINITY ? INFINITY : log_sum;
   else
-    v.partials[partial_offset(v, item) + warp * kBand + lane] = log_sum;
+    v.partials[piece.index * v.padded_rows + (panel * v.panel_bands + warp) * kBand + lane] = log_sum;
 }
 
+// A block a (segment, panel) of a sample, else a (worker, panel).
 template <typename T, int D>
-__global__ void __launch_bounds__(32 * kLogSumWarps, 2) log_sums_mma(ScanView v, bool sample, int64_t items) {
+__global__ void __launch_bounds__(32 * kLogSumWarps, 2) log_sums_mma(ScanView v, bool sample) {
   extern __shared__ __align__(128) char memory[];
   __shared__ float storage[kLogSumWarps / 2][kBand][2];
   OnlineSum(&shared)[kLogSumWarps / 2][kBand] = reinterpret_cast<OnlineSum(&)[kLogSumWarps / 2][kBand]>(storage);
   if (*v.g.status != LPX_OK || (!sample && v.outgrown[v.g.segments] == 0)) return;
-  for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
-    const ScanItem item = sample ? ScanItem{static_cast<int>(i / v.panels), 0, static_cast<int>(i % v.panels)} : scan_item(v, i);
-    if (sample || v.outgrown[item.segment] != 0) log_sum_mma<T, D>(v, item, sample, memory, shared);
-  }
+  const int panel = static_cast<int>(blockIdx.x) % v.panels;
+  const int number = static_cast<int>(blockIdx.x) / v.panels;
+  Piece piece{number, 0, 0, 0};
+  if (sample) return log_sum_mma<T, D>(v, piece, panel, true, memory, shared);
+  for (Pieces pieces(v, number); pieces.next(piece);)
+    if (v.outgrown[piece.segment] != 0) log_sum_mma<T, D>(v, piece, panel, false, memory, shared);
 }
 
 }  // namespace laprox::cuda

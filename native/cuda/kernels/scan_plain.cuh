@@ -1,6 +1,6 @@
 // The scan for any dtype, head dimension, group and window: the oracle of the fast kernels, and the path where they do not serve.
 //
-// A block takes a (segment, split, query head); 8 query rows at a time lie in shared memory as float, and a thread multiplies
+// A block takes a worker's pieces of a query head; 8 query rows at a time lie in shared memory as float, and a thread multiplies
 // them with one key row after another. K is read m / 8 times (from the caches, mostly). Formulas in scan.cuh; here a panel is one query head.
 #pragma once
 
@@ -50,12 +50,13 @@ __device__ inline float block_max(float x, float (&scratch)[kPlainThreads / 32])
   return most;
 }
 
+// Of a sample the piece is but its segment.
 template <typename T, ScanMode Mode>
-__device__ inline void scan_plain_item(const ScanView& v, lpx_dtype window, const ScanItem& item, float (&queries)[kPlainRows][kMaxHeadDim]) {
+__device__ inline void scan_plain_piece(const ScanView& v, lpx_dtype window, const Piece& piece, int head,
+                                        float (&queries)[kPlainRows][kMaxHeadDim]) {
   __shared__ float scratch[kPlainThreads / 32];
   const Geometry& g = v.g;
-  const int segment = item.segment;
-  const int head = item.panel;
+  const int segment = piece.segment;
   const int sequence = g.sequence_of(segment);
   const int kv_head = g.head_of(segment);
   const LayerView& layer = g.layer[g.layer_of(segment)];
@@ -64,16 +65,13 @@ __device__ inline void scan_plain_item(const ScanView& v, lpx_dtype window, cons
   int end = 0;
   if constexpr (Mode == ScanMode::kSample) {
     if (!prepare_segment(v, layer, segment, head, range)) return;
-    end = min(kSample, range.end - range.begin);
+    end = sample_size(range.end - range.begin);
   } else {
-    range = v.ranges[segment];
-    if (v.skips(layer) || (Mode == ScanMode::kRepair && layer.lse != nullptr)) return;
-    const TileRun run = tile_run(v, range, item.split);
-    if constexpr (Mode == ScanMode::kSums) clear_unseen(v, item, run, threadIdx.x, kPlainThreads);
-    if (run.count == 0) return;
-    first = run.first;
-    end = min(first + run.count * kScanTile, g.lengths[segment]);
+    if (Mode == ScanMode::kRepair && layer.lse != nullptr) return;
+    first = piece.first;
+    end = min(first + piece.tiles * kScanTile, g.lengths[segment]);
   }
+  const int sampled = end;
   const Rows keys(layer, layer.key, sequence, kv_head);
   float* references = v.references + int64_t{segment} * v.padded_rows + head * v.head_rows;
   for (int q0 = 0; q0 < v.head_rows; q0 += kPlainRows) {
@@ -88,7 +86,7 @@ __device__ inline void scan_plain_item(const ScanView& v, lpx_dtype window, cons
     float sums[kPlainRows] = {};
     OnlineSum online[kPlainRows];
     for (int i = first + static_cast<int>(threadIdx.x); i < end; i += kPlainThreads) {
-      const int token = Mode == ScanMode::kSample ? sample_token(range, i) : i;
+      const int token = Mode == ScanMode::kSample ? sample_token(range, sampled, i) : i;
       const int position = token_position(layer, sequence, kv_head, token);
       const char* row = keys(token);
       float products[kPlainRows] = {};
@@ -115,9 +113,10 @@ __device__ inline void scan_plain_item(const ScanView& v, lpx_dtype window, cons
         }
       }
       if constexpr (Mode == ScanMode::kSums) {
-        if (v.squares != nullptr) {
-          float* at = v.squares + (int64_t{segment} * g.group + head) * g.stride + token;
-          *at = q0 == 0 ? squares : *at + squares;
+        if (v.roots != nullptr) {  // sums that are not complete yet are rounded up, too
+          __nv_bfloat16* at = v.roots + (int64_t{segment} * g.group + head) * g.stride + token;
+          const float before = q0 == 0 ? 0.0f : to_float(*at);
+          *at = root_of_squares(fmaf(before, before, squares));
         }
       }
     }
@@ -125,7 +124,7 @@ __device__ inline void scan_plain_item(const ScanView& v, lpx_dtype window, cons
     for (int r = 0; r < kPlainRows; ++r) {
       if constexpr (Mode == ScanMode::kSums) {
         const float total = block_sum(sums[r], scratch);
-        if (threadIdx.x == 0) v.partials[partial_offset(v, item) + q0 + r] = total;
+        if (threadIdx.x == 0) v.partials[piece.index * v.padded_rows + head * v.head_rows + q0 + r] = total;
       } else {
         const float most = block_max(online[r].largest, scratch);
         const float base = most == -INFINITY ? 0.0f : most;
@@ -134,26 +133,25 @@ __device__ inline void scan_plain_item(const ScanView& v, lpx_dtype window, cons
         if constexpr (Mode == ScanMode::kSample)
           references[q0 + r] = log_sum == -INFINITY ? INFINITY : log_sum;  // sees nothing: no attention at all
         else
-          v.partials[partial_offset(v, item) + q0 + r] = log_sum;
+          v.partials[piece.index * v.padded_rows + head * v.head_rows + q0 + r] = log_sum;
       }
     }
   }
 }
 
+// A block a (segment, head) of a sample, else a (worker, head).
 template <typename T, ScanMode Mode>
-__global__ void __launch_bounds__(kPlainThreads) scan_plain(ScanView v, lpx_dtype window, int64_t items) {
+__global__ void __launch_bounds__(kPlainThreads) scan_plain(ScanView v, lpx_dtype window) {
   __shared__ float queries[kPlainRows][kMaxHeadDim];
-  if (*v.g.status != LPX_OK) return;
-  if constexpr (Mode == ScanMode::kRepair) {
-    if (v.outgrown[v.g.segments] == 0) return;
-    for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
-      const ScanItem item = scan_item(v, i);
-      if (v.outgrown[item.segment] != 0) scan_plain_item<T, Mode>(v, window, item, queries);
-    }
-  } else if constexpr (Mode == ScanMode::kSample) {
-    scan_plain_item<T, Mode>(v, window, {static_cast<int>(blockIdx.x / v.panels), 0, static_cast<int>(blockIdx.x % v.panels)}, queries);
+  if (*v.g.status != LPX_OK || (Mode == ScanMode::kRepair && v.outgrown[v.g.segments] == 0)) return;
+  const int head = static_cast<int>(blockIdx.x) % v.panels;
+  Piece piece{static_cast<int>(blockIdx.x) / v.panels, 0, 0, 0};
+  if constexpr (Mode == ScanMode::kSample) {
+    scan_plain_piece<T, Mode>(v, window, piece, head, queries);
   } else {
-    scan_plain_item<T, Mode>(v, window, scan_item(v, blockIdx.x), queries);
+    Pieces pieces(v, static_cast<int>(blockIdx.x) / v.panels);
+    while (pieces.next(piece))
+      if (Mode == ScanMode::kSums || v.outgrown[piece.segment] != 0) scan_plain_piece<T, Mode>(v, window, piece, head, queries);
   }
 }
 

@@ -3,15 +3,16 @@
 // For 128 query rows of 128 elements a tile of 64 tokens is 16 KiB of K, 512 cycles of the tensor cores, 512 of the special functions (16
 // exponentials a cycle) and about 500 issue slots on each quarter of a processor; its share of the memory's bandwidth takes about 850. So memory
 // binds where the other three overlap and enough bytes are on the way (some 2 microseconds of bandwidth, 100 KiB a processor): kGroups warpgroups
-// share the panel's queries and take the tiles of a split in turn, each with kStages stages of its own and a barrier of its own a tile; they never
+// share the panel's queries and take the tiles of a piece in turn, each with kStages stages of its own and a barrier of its own a tile; they never
 // wait for each other, so that one multiplies while another exponentiates. Tokens are the rows of the product (left operand: the tile), query rows
 // its columns (right operand: the panel), both swizzled in shared memory. A thread then holds 2 tokens by 32 query rows: e^2 is summed over a query
-// head in the thread and by 2 shuffles, sums over tokens are 32 registers to the end of the split. Tiles come by 16-byte cp.async, row by row, so
+// head in the thread and by 2 shuffles, sums over tokens are 32 registers to the end of the piece. Tiles come by 16-byte cp.async, row by row, so
 // that any page size and stride will do.
 #pragma once
 
 #include "cuda/kernels/hopper.cuh"
 #include "cuda/kernels/scan.cuh"
+#include "cuda/kernels/scan_statistic.cuh"
 
 namespace laprox::cuda {
 
@@ -48,6 +49,13 @@ struct WgmmaScan {
     static constexpr int kPitch = 128;
     __device__ static uint32_t offset(int row, int chunk) { return WgmmaScan::offset(kScanTile, row, chunk); }
   };
+};
+
+// What a scan is for.
+enum class ScanFor {
+  kSums,     // log-sum-exps, and roots where they are wanted
+  kAverage,  // scores from sums of attention, with known log-sum-exps
+  kEnergy    // likewise from sums of its squares
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -95,47 +103,69 @@ __device__ inline float sum_quad(const float (&v)[Bands], int lane) {
   }
 }
 
+// Query rows of a panel to shared memory, and their references; the copies are committed with those that follow.
 template <typename T, int D, int Bands>
-__device__ inline void scan_split(const ScanView& v, char* memory) {
+__device__ inline void load_panel(const ScanView& v, int segment, int panel, uint32_t queries) {
   using Scan = WgmmaScan<T, D, Bands>;
   constexpr int kChunks = D / 8;
   const Geometry& g = v.g;
+  const LayerView& layer = g.layer[g.layer_of(segment)];
+  for (int i = threadIdx.x; i < Scan::kRows * kChunks; i += kGroups * kWarpgroup) {
+    const int row = i / kChunks;
+    const int chunk = i % kChunks;
+    const PanelRow at = panel_row(v, panel, row / kBand, row % kBand);
+    const bool exists = row_exists(v, segment, at);
+    const char* from = exists ? query_row(g, layer, g.sequence_of(segment), g.head_of(segment), at.head, at.query) : layer.queries;
+    copy_async_16(queries + Scan::offset(Scan::kRows, row, chunk), from + chunk * 16, exists);
+  }
+}
+
+// The statistic of the heads of a quad's lanes, aggregated: all lanes get it. `mine`: this lane has a head's.
+__device__ inline float aggregate_quad(float value, bool mine, lpx_aggregation aggregation) {
+  if (aggregation == LPX_AGGREGATE_RSS) value *= value;
+  if (!mine) value = 0;  // no statistic is negative
+  for (int step = 1; step < 4; step *= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, value, step);
+    if (aggregation == LPX_AGGREGATE_MAX)
+      value = other > value || other != other ? other : value;
+    else
+      value += other;
+  }
+  return value;
+}
+
+template <typename T, int D, int Bands, ScanFor For>
+__device__ inline void scan_piece(const ScanView& v, const StatisticView& statistic, const Piece& piece, int panel, char* memory) {
+  using Scan = WgmmaScan<T, D, Bands>;
+  const Geometry& g = v.g;
   auto& shared = *reinterpret_cast<typename Scan::Shared*>(memory + Scan::kQueryBytes + Scan::kTilesBytes);
   const uint32_t queries = shared_address(memory);
-  const ScanItem item = scan_item(v, blockIdx.x);
-  const LayerView& layer = g.layer[g.layer_of(item.segment)];
-  if (v.skips(layer)) return;
-  const Range range = v.ranges[item.segment];
-  const TileRun run = tile_run(v, range, item.split);
-  clear_unseen(v, item, run, threadIdx.x, kGroups * kWarpgroup);
-  if (run.count == 0) return;
-
+  const int segment = piece.segment;
+  const LayerView& layer = g.layer[g.layer_of(segment)];
+  const Range range = v.ranges[segment];
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
   const uint32_t tiles = queries + Scan::kQueryBytes + group * Scan::kStages * Scan::kTileBytes;
   const int lane = threadIdx.x % 32;
-  const int sequence = g.sequence_of(item.segment);
-  const int kv_head = g.head_of(item.segment);
-  const Rows keys(layer, layer.key, sequence, kv_head);
+  const Rows keys(layer, layer.key, g.sequence_of(segment), g.head_of(segment));
   TileCopier<typename Scan::Tile, kScanTile / 4> copier(keys, warp);
   // Tile `i` of this warpgroup.
-  const int count = (run.count - group + kGroups - 1) / kGroups;
-  const auto first_of = [&](int i) { return run.first + (i * kGroups + group) * kScanTile; };
+  const int count = (piece.tiles - group + kGroups - 1) / kGroups;
+  const auto first_of = [&](int i) { return piece.first + (i * kGroups + group) * kScanTile; };
   const auto copy = [&](int i) {
     if (i < count) copier.copy(tiles + i % Scan::kStages * Scan::kTileBytes);
     commit_copies();
   };
-  for (int i = threadIdx.x; i < Scan::kRows * kChunks; i += kGroups * kWarpgroup) {
-    const int row = i / kChunks;
-    const int chunk = i % kChunks;
-    const PanelRow at = panel_row(v, item.panel, row / kBand, row % kBand);
-    const bool exists = row_exists(v, item.segment, at);
-    const char* from = query_row(g, layer, sequence, kv_head, exists ? at.head : 0, exists ? at.query : 0);
-    copy_async_16(queries + Scan::offset(Scan::kRows, row, chunk), from + chunk * 16, exists);
+  load_panel<T, D, Bands>(v, segment, panel, queries);
+  if (For == ScanFor::kSums) {
+    if (threadIdx.x < Scan::kRows / 4)
+      copy_async_16(shared_address(&shared.references[threadIdx.x * 4]),
+                    v.references + int64_t{segment} * v.padded_rows + panel * Scan::kRows + threadIdx.x * 4, true);
+  } else if (threadIdx.x < Scan::kRows) {
+    const PanelRow row = panel_row(v, panel, threadIdx.x / kBand, threadIdx.x % kBand);
+    const bool counts = row_exists(v, segment, row) && (!statistic.only_last || row.query == g.rows - 1);
+    shared.references[threadIdx.x] = counts ? statistic.log_sums[(int64_t{segment} * g.group + row.head) * g.rows + row.query] : INFINITY;
   }
-  if (threadIdx.x < Scan::kRows / 4)
-    copy_async_16(shared_address(&shared.references[threadIdx.x * 4]),
-                  v.references + int64_t{item.segment} * v.padded_rows + item.panel * Scan::kRows + threadIdx.x * 4, true);
   commit_copies();
   for (int i = 0; i < Scan::kStages - 1; ++i) {
     if (i < count) copier.find(first_of(i), range.end);
@@ -145,17 +175,21 @@ __device__ inline void scan_split(const ScanView& v, char* memory) {
 
   const LogitRule rule(layer);
   const int head_bands = v.head_bands();
+  const int heads = v.panel_heads();
   const int band = quad_band<Bands>(lane);
-  // Where this lane's squares go: of a band's query head, if it is the head's first band.
-  const int head = item.panel * (Bands / head_bands) + band / head_bands;
-  float* squares_out = nullptr;
-  if (v.squares != nullptr && lane % 4 < Bands && band % head_bands == 0 && head < g.group)
-    squares_out = v.squares + (int64_t{item.segment} * g.group + head) * g.stride;
+  // Whether this lane ends with what is summed over a head's rows, and which head that is.
+  const int head = panel * heads + band / head_bands;
+  const bool owns = lane % 4 < Bands && band % head_bands == 0 && head < g.group;
+  __nv_bfloat16* roots = nullptr;
+  if (For == ScanFor::kSums && v.roots != nullptr && owns)
+    roots = v.roots + (int64_t{segment} * v.panels + panel) * g.stride * heads + band / head_bands;
+  const float scale = For == ScanFor::kSums ? 1.0f : statistic.scale(g, segment, layer.weight);
+  const bool linear = For == ScanFor::kAverage && statistic.aggregation != LPX_AGGREGATE_MAX && statistic.aggregation != LPX_AGGREGATE_RSS;
   const float2* const references = reinterpret_cast<const float2*>(shared.references) + lane % 4;
   const uint32_t query_matrix = swizzled_matrix(queries);
-  float sums[Bands * 8];
+  float sums[For == ScanFor::kSums ? Bands * 8 : 1];
 #pragma unroll
-  for (int i = 0; i < Bands * 8; ++i) sums[i] = 0;
+  for (float& sum : sums) sum = 0;
 
   wait_copies<Scan::kStages - 1>();
   fence_shared_for_wgmma();
@@ -178,11 +212,12 @@ __device__ inline void scan_split(const ScanView& v, char* memory) {
 
     const int first = first_of(i);
     const int token = first + warp * 16 + lane / 4;
-    float squares[2][Bands];  // of `token` and the token 8 further
+    float totals[2][Bands];  // over this thread's rows, of `token` and the token 8 further
+    const auto add = [&](float e, float total) { return For == ScanFor::kAverage ? total + e : fmaf(e, e, total); };
     if (first >= range.full_begin && first + kScanTile <= range.full_end && !rule.capped) {
 #pragma unroll
       for (int b = 0; b < Bands; ++b) {
-        float square[2] = {};
+        float total[2] = {};
 #pragma unroll
         for (int block = b * 4; block < b * 4 + 4; ++block) {
           const float2 reference = references[block * 4];
@@ -190,25 +225,27 @@ __device__ inline void scan_split(const ScanView& v, char* memory) {
           const float e1 = exp2_fast(fmaf(c[block * 4 + 1], rule.scale, -reference.y));
           const float f0 = exp2_fast(fmaf(c[block * 4 + 2], rule.scale, -reference.x));
           const float f1 = exp2_fast(fmaf(c[block * 4 + 3], rule.scale, -reference.y));
-          sums[block * 2] += e0 + f0;
-          sums[block * 2 + 1] += e1 + f1;
-          square[0] = fmaf(e0, e0, fmaf(e1, e1, square[0]));
-          square[1] = fmaf(f0, f0, fmaf(f1, f1, square[1]));
+          if constexpr (For == ScanFor::kSums) {
+            sums[block * 2] += e0 + f0;
+            sums[block * 2 + 1] += e1 + f1;
+          }
+          total[0] = add(e0, add(e1, total[0]));
+          total[1] = add(f0, add(f1, total[1]));
         }
-        squares[0][b] = square[0];
-        squares[1][b] = square[1];
+        totals[0][b] = total[0];
+        totals[1][b] = total[1];
       }
     } else {
       int position[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         position[i] = INT32_MAX;  // does not exist: beyond every row
-        if (token + i * 8 < range.end) position[i] = token_position(layer, g.sequence_of(item.segment), g.head_of(item.segment), token + i * 8);
+        if (token + i * 8 < range.end) position[i] = token_position(layer, g.sequence_of(segment), g.head_of(segment), token + i * 8);
       }
-      const int row0 = g.row_position(item.segment, 0);
+      const int row0 = g.row_position(segment, 0);
 #pragma unroll
       for (int b = 0; b < Bands; ++b) {
-        float square[2] = {};
+        float total[2] = {};
 #pragma unroll
         for (int block = b * 4; block < b * 4 + 4; ++block) {
 #pragma unroll
@@ -216,46 +253,77 @@ __device__ inline void scan_split(const ScanView& v, char* memory) {
             const int query = b % head_bands * kBand + (block * 8 + lane % 4 * 2 + i % 2) % kBand;
             const float reference = i % 2 == 0 ? references[block * 4].x : references[block * 4].y;
             const float e = sees(layer, row0 + query, position[i / 2]) ? exp2_fast(rule(c[block * 4 + i]) - reference) : 0.0f;
-            sums[block * 2 + i % 2] += e;
-            square[i / 2] = fmaf(e, e, square[i / 2]);
+            if constexpr (For == ScanFor::kSums) sums[block * 2 + i % 2] += e;
+            total[i / 2] = add(e, total[i / 2]);
           }
         }
-        squares[0][b] = square[0];
-        squares[1][b] = square[1];
+        totals[0][b] = total[0];
+        totals[1][b] = total[1];
       }
     }
-    if (v.squares == nullptr) continue;
+    if (For == ScanFor::kSums && v.roots == nullptr) continue;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float total = sum_quad<Bands>(squares[i], lane);
-      if (head_bands >= 2) total += __shfl_xor_sync(0xffffffffu, total, 1);
-      if (head_bands >= 3) total += __shfl_xor_sync(0xffffffffu, total, 2);
-      if (squares_out != nullptr && token + i * 8 < range.end) squares_out[token + i * 8] = total;
+      const int at = token + i * 8;
+      float total;
+      if (linear) {  // a sum over all rows of all heads
+        total = totals[i][0];
+#pragma unroll
+        for (int b = 1; b < Bands; ++b) total += totals[i][b];
+        total += __shfl_xor_sync(0xffffffffu, total, 1);
+        total += __shfl_xor_sync(0xffffffffu, total, 2);
+      } else {
+        total = sum_quad<Bands>(totals[i], lane);
+        if (head_bands >= 2) total += __shfl_xor_sync(0xffffffffu, total, 1);
+        if (head_bands >= 3) total += __shfl_xor_sync(0xffffffffu, total, 2);
+      }
+      if constexpr (For == ScanFor::kSums) {
+        if (roots != nullptr && at < range.end) roots[int64_t{at} * heads] = root_of_squares(total);
+      } else {
+        if (!linear) total = aggregate_quad(For == ScanFor::kEnergy ? sqrtf(total) : total, owns, statistic.aggregation);
+        if (lane % 4 != 0 || at >= range.end) continue;
+        float* const out = statistic.scores + segment * g.stride + at;
+        if (panel > 0) total = statistic.aggregation == LPX_AGGREGATE_MAX ? (total > *out || total != total ? total : *out) : total + *out;
+        if (panel + 1 == v.panels) total = scale * (statistic.aggregation == LPX_AGGREGATE_RSS ? sqrtf(total) : total);
+        *out = total;
+      }
     }
   }
 
-  sum_columns(sums, lane);
-  const int owned = owned_sums<Bands * 8>(lane);
-  auto& all = reinterpret_cast<typename Scan::Sums*>(memory + Scan::kQueryBytes)->sums;
-  wait_copies<0>();
-  __syncthreads();  // all tiles are multiplied
+  if constexpr (For == ScanFor::kSums) {
+    sum_columns(sums, lane);
+    const int owned = owned_sums<Bands * 8>(lane);
+    auto& all = reinterpret_cast<typename Scan::Sums*>(memory + Scan::kQueryBytes)->sums;
+    wait_copies<0>();
+    __syncthreads();  // all tiles are multiplied
 #pragma unroll
-  for (int i = 0; i < Bands; ++i) all[group * 4 + warp][(owned + i) / 2 * 8 + lane % 4 * 2 + (owned + i) % 2] = sums[i];
-  __syncthreads();
-  const int row = threadIdx.x;
-  if (row >= Scan::kRows) return;
-  float total = 0;
-  for (int i = 0; i < kGroups * 4; ++i) total += all[i][row];
-  v.partials[partial_offset(v, item) + row] = total;
+    for (int i = 0; i < Bands; ++i) all[group * 4 + warp][(owned + i) / 2 * 8 + lane % 4 * 2 + (owned + i) % 2] = sums[i];
+    __syncthreads();
+    const int row = threadIdx.x;
+    if (row < Scan::kRows) {
+      float total = 0;
+      for (int i = 0; i < kGroups * 4; ++i) total += all[i][row];
+      v.partials[piece.index * v.padded_rows + panel * Scan::kRows + row] = total;
+    }
+  }
+  wait_copies<0>();
+  __syncthreads();  // nothing of this piece is read any more
 }
 
 #endif
 
-template <typename T, int D, int Bands>
-__global__ void __launch_bounds__(kGroups* kWarpgroup, 1) scan_wgmma(ScanView v) {
+// Blocks are (worker, panel), panels first, so that those of a worker run side by side and K comes from the L2 cache for all but one. Statistics
+// are of panel `only`: what the panels before it found is in the scores.
+template <typename T, int D, int Bands, ScanFor For>
+__global__ void __launch_bounds__(kGroups* kWarpgroup, 1)
+    scan_wgmma(const __grid_constant__ ScanView v, const __grid_constant__ StatisticView statistic) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) char memory[];
-  if (*v.g.status == LPX_OK) scan_split<T, D, Bands>(v, memory);
+  if (*v.g.status != LPX_OK) return;
+  const bool all_panels = For == ScanFor::kSums;
+  const int panel = all_panels ? static_cast<int>(blockIdx.x) % v.panels : statistic.panel;
+  Pieces pieces(v, all_panels ? static_cast<int>(blockIdx.x) / v.panels : static_cast<int>(blockIdx.x));
+  for (Piece piece; pieces.next(piece);) scan_piece<T, D, Bands, For>(v, statistic, piece, panel, memory);
 #endif
 }
 

@@ -64,8 +64,7 @@ struct RankPass {
   const int32_t* tile_start;  // [segments + 1]
   Protection protection;
   PoolRule pool;
-  bool absent;  // minus infinity is the score of an entry that was not computed
-  bool bounds;  // scores are upper bounds: nothing is kept outside the ranking, what is not finite counts as largest
+  bool bounds;  // scores are negated upper bounds: their magnitudes are ranked, and nothing is kept outside the ranking
   bool count;   // non-finite scores
   bool again;   // only for parts whose sample failed
   bool refuse_non_finite;
@@ -113,8 +112,6 @@ struct Source {
     return v;
   }
 };
-
-__device__ inline float component(float4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // Protected tokens of a run of tokens.
 struct RunProtection {
@@ -179,12 +176,14 @@ __device__ inline float4 pool_by_shuffles(const float (&own)[4], const float (&e
 }
 
 // The same by any rule, through shared memory; means in the order of tokens, as native/cpu/ranking.cpp adds them.
-__device__ __noinline__ float4 pool_through_stage(const float* own, int length, PoolRule rule, int begin, int lane, float* stage) {
+__device__ __noinline__ float4 pool_through_stage(const float* own, int length, PoolRule rule, bool magnitudes, int begin, int lane, float* stage) {
   float pooled[4];
   __syncwarp();
   for (int i = lane; i < kRun + 2 * rule.halo; i += 32) {
     const int token = begin - rule.halo + i;
-    stage[i] = token >= 0 && token < length ? cleaned(__ldg(own + token)) : absent_score();
+    float x = token >= 0 && token < length ? __ldg(own + token) : absent_score();
+    if (magnitudes) x = fabsf(x);
+    stage[i] = cleaned(x);
   }
   __syncwarp();
   const int width = 2 * rule.halo + 1;
@@ -227,14 +226,14 @@ __device__ inline Keys make_keys(const RankPass& p, float4 v, float4 pooled, con
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float own = component(v, i);
-    if (!finite(own) && !(p.absent && own == absent_score())) keys.broken |= 1u << i;
+    if (!finite(own)) keys.broken |= 1u << i;
     keys.key[i] = key_of(component(pooled, i));
   }
   keys.broken &= keys.valid;
   if (keys.broken != 0) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (keys.broken >> i & 1) keys.key[i] = p.bounds ? kLargestFinite : kForced;
+      if (keys.broken >> i & 1) keys.key[i] = kForced;
   }
   if (guarded.any && !p.bounds) {
 #pragma unroll
@@ -247,7 +246,7 @@ __device__ inline Keys make_keys(const RankPass& p, float4 v, float4 pooled, con
 // Keys of a run, by any rule.
 __device__ inline Keys keys_of_run(const RankPass& p, const Source& source, const RunProtection& guarded, int begin, int lane, float* stage) {
   const float4 v = source.load4(begin + lane * 4, absent_score());
-  const float4 pooled = pool_through_stage(source.own, source.length, p.pool, begin, lane, stage);
+  const float4 pooled = pool_through_stage(source.own, source.length, p.pool, p.bounds, begin, lane, stage);
   return make_keys(p, v, pooled, source, guarded, begin, lane);
 }
 
@@ -496,16 +495,20 @@ __global__ void __launch_bounds__(kRankThreads, 2) find_range(const __grid_const
       if (begin == 0 && lane == 0 && p.floor_key != nullptr) subtract_floor(p, segment, low, last, shift, histogram);
       if (begin >= source.length) continue;
       const RunProtection guarded(p.protection, segment, begin, begin + kRun);
-      const float4 v = source.load4(begin + lane * 4, absent_score());
+      const auto load = [&](int token) {
+        const float4 v = source.load4(token, absent_score());
+        return p.bounds ? make_float4(fabsf(v.x), fabsf(v.y), fabsf(v.z), fabsf(v.w)) : v;  // what is not there is infinite either way
+      };
+      const float4 v = load(begin + lane * 4);
       float4 pooled;
       if constexpr (kHalo < 0) {
-        pooled = pool_through_stage(source.own, source.length, p.pool, begin, lane, stage);
+        pooled = pool_through_stage(source.own, source.length, p.pool, p.bounds, begin, lane, stage);
       } else if constexpr (kHalo == 0) {
         pooled = {cleaned(v.x), cleaned(v.y), cleaned(v.z), cleaned(v.w)};
       } else {
         float4 beside = {absent_score(), absent_score(), absent_score(), absent_score()};
-        if (lane == 0) beside = source.load4(begin - 4, absent_score());
-        if (lane == 31) beside = source.load4(begin + kRun, absent_score());
+        if (lane == 0) beside = load(begin - 4);
+        if (lane == 31) beside = load(begin + kRun);
         const float own_run[4] = {cleaned(v.x), cleaned(v.y), cleaned(v.z), cleaned(v.w)};
         const float edge[4] = {cleaned(beside.x), cleaned(beside.y), cleaned(beside.z), cleaned(beside.w)};
         pooled = pool_by_shuffles<kHalo>(own_run, edge, lane);
@@ -545,25 +548,6 @@ __device__ inline uint32_t transposed(uint32_t votes, int lane) {
   return word;
 }
 
-// From runs to neighbours: lane l has bit 4 * r + i for token 128 * r + 4 * l + i; afterwards bit b of lane w is token 32 * w + b.
-// Eight by eight groups of four bits among eight lanes, by halves, and then the words to their lanes.
-__device__ inline uint32_t gathered(uint32_t runs, int lane) {
-  uint32_t other = __shfl_xor_sync(~0u, runs, 4);
-  runs = lane & 4 ? __byte_perm(other, runs, 0x7632) : __byte_perm(runs, other, 0x5410);
-  other = __shfl_xor_sync(~0u, runs, 2);
-  runs = lane & 2 ? __byte_perm(other, runs, 0x7351) : __byte_perm(runs, other, 0x6240);
-  other = __shfl_xor_sync(~0u, runs, 1);
-  runs = lane & 1 ? (other >> 4 & 0x0f0f0f0fu) | (runs & 0xf0f0f0f0u) : (runs & 0x0f0f0f0fu) | (other << 4 & 0xf0f0f0f0u);
-  return __shfl_sync(~0u, runs, lane % 4 * 8 + lane / 4);
-}
-
-// Bits of a lane's word whose tokens are in [begin, end) of the tile.
-__device__ inline uint32_t mask_of(int lane, int begin, int end) {
-  const int from = min(max(begin - lane * 32, 0), 32);
-  const int until = min(max(end - lane * 32, 0), 32);
-  return from >= until ? 0 : (~0u >> (32 - until + from)) << from;
-}
-
 // Widens a mask by `halo` tokens. before, after: the words beside the tile.
 __device__ inline uint32_t widen(uint32_t word, int halo, uint32_t before, uint32_t after, int lane) {
   uint32_t previous = __shfl_up_sync(~0u, word, 1);
@@ -584,8 +568,14 @@ struct TileMasks {
 // Masks of a tile from comparisons of raw scores, without regard to protection. False where some of them are not finite.
 __device__ inline bool compare_tile(const RankPass& p, const Source& source, int begin, int lane, float low, float last, TileMasks& masks) {
   float4 v[kRuns];
+  if (source.aligned && begin + kTile <= source.length) {
+    const float4* own = reinterpret_cast<const float4*>(source.own + begin) + lane;
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) v[r] = source.load4(begin + r * kRun + lane * 4, 0);
+    for (int r = 0; r < kRuns; ++r) v[r] = __ldg(own + r * (kRun / 4));
+  } else {
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) v[r] = source.load4(begin + r * kRun + lane * 4, 0);
+  }
   float before = 0;
   float after = 0;
   const bool has_before = lane < p.pool.halo && begin - 1 - lane >= 0;
@@ -593,16 +583,9 @@ __device__ inline bool compare_tile(const RankPass& p, const Source& source, int
   if (has_before) before = __ldg(source.own + begin - 1 - lane);
   if (has_after) after = __ldg(source.own + begin + kTile + lane);
   const float infinity = __uint_as_float(0x7f800000u);
-  bool clean = true;
-  if (p.absent) {
-    clean = before < infinity && after < infinity;
+  bool clean = fabsf(before) < infinity && fabsf(after) < infinity;
 #pragma unroll
-    for (int i = 0; i < 4 * kRuns; ++i) clean = clean && component(v[i / 4], i % 4) < infinity;
-  } else {
-    clean = fabsf(before) < infinity && fabsf(after) < infinity;
-#pragma unroll
-    for (int i = 0; i < 4 * kRuns; ++i) clean = clean && fabsf(component(v[i / 4], i % 4)) < infinity;
-  }
+  for (int i = 0; i < 4 * kRuns; ++i) clean = clean && fabsf(component(v[i / 4], i % 4)) < infinity;
   if (!__all_sync(~0u, clean)) return false;
   uint32_t above = 0;
   uint32_t reach = 0;

@@ -14,8 +14,7 @@ inline constexpr int kTile = 1024;
 inline constexpr int kRun = 128;                         // tokens of a warp, four of each lane
 inline constexpr int kTileWords = kTile / 32;            // of a bit mask of a tile
 inline constexpr uint32_t kForced = 0xffffffffu;         // the key of what is kept outside the ranking
-inline constexpr uint32_t kLargestFinite = 0xff7fffffu;  // the key of the largest finite float
-inline constexpr uint32_t kMinusInfinity = 0xff800000u;  // the bits of the score of an entry that was not computed
+inline constexpr uint32_t kMinusInfinity = 0xff800000u;  // the bits of what ranks below every score
 inline constexpr int kInlineRanges = 16;                 // protected ranges that travel as a kernel parameter
 
 // Scores of all segments. Those of segment x start at data + offsets[x], or at data + x * stride where offsets is null.
@@ -123,8 +122,28 @@ __device__ inline float score_of(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
+__device__ inline float component(float4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 __device__ inline bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 __device__ inline float absent_score() { return __uint_as_float(kMinusInfinity); }
+
+// From runs to neighbours: lane l has bit 4 * r + i for token 128 * r + 4 * l + i; afterwards bit b of lane w is token 32 * w + b.
+// Eight by eight groups of four bits among eight lanes, by halves, and then the words to their lanes.
+__device__ inline uint32_t gathered(uint32_t runs, int lane) {
+  uint32_t other = __shfl_xor_sync(~0u, runs, 4);
+  runs = lane & 4 ? __byte_perm(other, runs, 0x7632) : __byte_perm(runs, other, 0x5410);
+  other = __shfl_xor_sync(~0u, runs, 2);
+  runs = lane & 2 ? __byte_perm(other, runs, 0x7351) : __byte_perm(runs, other, 0x6240);
+  other = __shfl_xor_sync(~0u, runs, 1);
+  runs = lane & 1 ? (other >> 4 & 0x0f0f0f0fu) | (runs & 0xf0f0f0f0u) : (runs & 0x0f0f0f0fu) | (other << 4 & 0xf0f0f0f0u);
+  return __shfl_sync(~0u, runs, lane % 4 * 8 + lane / 4);
+}
+
+// Bits of a lane's word whose tokens are in [begin, end) of the tile.
+__device__ inline uint32_t mask_of(int lane, int begin, int end) {
+  const int from = min(max(begin - lane * 32, 0), 32);
+  const int until = min(max(end - lane * 32, 0), 32);
+  return from >= until ? 0 : (~0u >> (32 - until + from)) << from;
+}
 
 // The segment that a tile belongs to.
 __device__ inline int segment_of_tile(const int32_t* tile_start, int segments, int tile) {

@@ -9,22 +9,26 @@ namespace laprox::cuda {
 
 class Attention {
  public:
-  // squares: whether the sums of e^2 are wanted. The sums over tokens are the same with and without.
-  Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, bool squares, Path path);
+  // roots: whether they are wanted. The sums over tokens are the same with and without.
+  Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, bool roots, Path path);
 
-  // Five launches: sample, scan, finish, and the repair of outgrown references, which ends at once where there are none.
+  // Six launches: sample, numbers of tiles, scan, finish, and the repair of outgrown references, which ends at once where there are none.
   void run(const Launch& launch, const Geometry& g) const;
-  // The stages of run(), for measurements.
-  void sample(const Launch& launch, const Geometry& g) const;
-  void scan(const Launch& launch, const Geometry& g) const;
-  void finish(const Launch& launch, const Geometry& g) const;
+
+  // Whether `score` serves the rule.
+  bool scores(const lpx_score_rule& rule) const;
+  // scores = the group's attention statistic of every token, from one more read of K a panel. After `run`.
+  void score(const Launch& launch, const Geometry& g, const lpx_score_rule& rule, bool weigh, float* scores) const;
 
   // [segments][R * m], row h * m + q, in base 2: given or computed, sink logits included; +inf for rows that do not exist or
   // see nothing.
   const float* log_sums() const { return log_sums_; }
-  // [segments][R][stride]: sums over the rows of e^2; +inf where one overflowed.
-  const float* squares() const { return view_.squares; }
-  // [segments][R]: ||a_h[:,i]||^2 <= inflation * squares, with a margin for rounding.
+  // [segments][panels][stride][panel heads]: roots of the sums of e^2 over the rows; +inf where one overflowed.
+  const __nv_bfloat16* roots() const { return view_.roots; }
+  int panels() const { return view_.panels; }
+  int panel_heads() const { return view_.panel_heads(); }
+  const Range* ranges() const { return view_.ranges; }
+  // [segments][R]: ||a_h[:,i]|| <= inflation * roots, with a margin for rounding.
   const float* inflation() const { return inflation_; }
 
  private:
@@ -32,11 +36,13 @@ class Attention {
 
   lpx_dtype cache_;
   lpx_dtype window_;
-  Path path_;  // never kAuto: kHopper falls back to kPortable where the chip is another
+  Path path_;
   ScanView view_{};
   float* log_sums_;
   float* inflation_;
 };
+
+struct StatisticView;
 
 // The kernels of a path; each in a file of its own, since they take long to compile.
 void sample_plain(const Launch& launch, const ScanView& v, lpx_dtype cache, lpx_dtype window);
@@ -46,5 +52,6 @@ void sample_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
 void scan_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
 void repair_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
 void scan_wgmma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
+void score_wgmma(const Launch& launch, const ScanView& v, const StatisticView& statistic, bool squares, lpx_dtype dtype);
 
 }  // namespace laprox::cuda

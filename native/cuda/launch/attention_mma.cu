@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/kernels/scan_mma.cuh"
 #include "cuda/launch/attention.hpp"
 
@@ -23,16 +21,13 @@ struct Kernels {
   }
   static void sample(const Launch& launch, const ScanView& v) {
     const int64_t blocks = int64_t{v.g.segments} * v.panels;
-    start(launch, v, log_sums_mma<T, D>, blocks, 2 * log_sum_teams(v), "sample", true, blocks);
+    start(launch, v, log_sums_mma<T, D>, blocks, 2 * log_sum_teams(v), "sample", true);
   }
   static void scan(const Launch& launch, const ScanView& v) {
-    const int64_t blocks = int64_t{v.g.segments} * v.splits * v.panels;
-    start(launch, v, scan_teams(v) == 1 ? scan_mma<T, D, 1> : scan_mma<T, D, 2>, blocks, scan_teams(v), "scan");
+    start(launch, v, scan_teams(v) == 1 ? scan_mma<T, D, 1> : scan_mma<T, D, 2>, int64_t{v.workers} * v.panels, scan_teams(v), "scan");
   }
   static void repair(const Launch& launch, const ScanView& v) {
-    const int64_t items = int64_t{v.g.segments} * v.splits * v.panels;
-    start(launch, v, log_sums_mma<T, D>, std::min<int64_t>(items, launch.multiprocessors * 2), 2 * log_sum_teams(v), "repair of the scan", false,
-          items);
+    start(launch, v, log_sums_mma<T, D>, int64_t{v.workers} * v.panels, 2 * log_sum_teams(v), "repair of the scan", false);
   }
 };
 

@@ -3,7 +3,6 @@
 #include "cuda/kernels/exact_plain.cuh"
 #include "cuda/kernels/exact_queries.cuh"
 #include "cuda/launch/exact.hpp"
-#include "cuda/launch/exact_attention.hpp"
 #include "cuda/launch/exact_hopper.hpp"
 #include "cuda/launch/exact_portable.hpp"
 
@@ -74,8 +73,8 @@ bool projects(const lpx_score_rule& rule) {
 }  // namespace
 
 Exact::Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& rule, const DeviceFactors* factors,
-             Path path)
-    : cache_(cache), window_(window), rule_(rule), factors_(factors) {
+             const Attention* attention, Path path)
+    : cache_(cache), window_(window), rule_(rule), factors_(factors), attention_(attention) {
   if (rule.statistic == LPX_REMOVAL) fail(LPX_UNSUPPORTED, "CUDA devices do not compute LPX_REMOVAL scores yet; use a CPU device, or LPX_JOINT");
   if (rule.statistic == LPX_FACTORED && rule.value == LPX_VALUE_PROJECTED_L1)
     fail(LPX_UNSUPPORTED, "CUDA devices do not compute LPX_VALUE_PROJECTED_L1 yet; use a CPU device, or LPX_VALUE_PROJECTED_L2");
@@ -84,35 +83,33 @@ Exact::Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype win
   tiles_ = arena.take<int32_t>(int64_t{shape.segments} + 1);
 
   if (path == Path::kPlain || cache != window || cache == LPX_F32 || !portable_serves(shape.group, shape.head_dim)) return;
-  int packed = shape.group;  // heads, the padding of a kernel included
   if (rule.statistic == LPX_JOINT || rule.statistic == LPX_BOUND) {
     portable_ = factors->view().image != nullptr && factors->precision() == cache;
-    hopper_ = portable_ && path != Path::kPortable && hopper_joint_serves(shape.group, shape.head_dim);
+    hopper_ = portable_ && path == Path::kHopper && hopper_joint_serves(shape.group, shape.head_dim);
   } else if (rule.statistic == LPX_FACTORED && rule.attention != LPX_ATTENTION_NONE) {
-    portable_ = true;
-    hopper_ = path != Path::kPortable && hopper_attention_serves(shape.group, shape.head_dim, shape.rows);
-    packed = attention_group(shape.group);
+    portable_ = !attention->scores(rule);
   }
   if (!portable_) return;
-  const int64_t slab = slab_rows(packed, shape.head_dim);
+  const int64_t slab = slab_rows(shape.group, shape.head_dim);
   const int64_t slabs = int64_t{shape.segments} * ceil_div(shape.rows, slab);
-  queries_ = arena.take<char>(slabs * slab_bytes(packed, shape.head_dim));
-  lse_ = arena.take<float>(slabs * packed * slab);
+  queries_ = arena.take<char>(slabs * slab_bytes(shape.group, shape.head_dim));
+  lse_ = arena.take<float>(slabs * shape.group * slab);
 }
 
-void Exact::pack_queries(const Launch& launch, const Geometry& g, int group, bool only_last, const float* log_sums) const {
-  const dim3 grid(static_cast<unsigned>(g.segments), static_cast<unsigned>(ceil_div(g.rows, slab_rows(group, g.head_dim))));
+void Exact::prepare(const Launch& launch, const Geometry& g) const {
+  if (!portable_) return;
+  const dim3 grid(static_cast<unsigned>(g.segments), static_cast<unsigned>(ceil_div(g.rows, slab_rows(g.group, g.head_dim))));
+  const bool only_last = rule_.statistic == LPX_FACTORED && rule_.attention == LPX_ATTENTION_LAST;
   if (window_ == LPX_BF16)
-    query_kernel<__nv_bfloat16><<<grid, 256, 0, launch.stream>>>(g, group, only_last, log_sums, queries_, lse_);
+    query_kernel<__nv_bfloat16><<<grid, kPackThreads, 0, launch.stream>>>(g, only_last, log_sums(), queries_, lse_);
   else
-    query_kernel<__half><<<grid, 256, 0, launch.stream>>>(g, group, only_last, log_sums, queries_, lse_);
+    query_kernel<__half><<<grid, kPackThreads, 0, launch.stream>>>(g, only_last, log_sums(), queries_, lse_);
   launch.check("packing queries");
 }
 
-void Exact::joint(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, float* scores) const {
+void Exact::joint(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
   const bool bound = rule_.statistic == LPX_BOUND;
-  if (portable_) pack_queries(launch, g, g.group, false, log_sums);
-  if (hopper_ && launch.hopper) return hopper_joint(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), bound, scores});
+  if (hopper_) return hopper_joint(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), bound, scores});
   if (portable_) {
     const PortableRule rule{false, bound, rule_.attention, rule_.aggregation, true};
     return portable_scores(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), rule, scores});
@@ -120,14 +117,13 @@ void Exact::joint(const Launch& launch, const Geometry& g, const float* log_sums
   PlainRule rule{};
   rule.statistic = rule_.statistic;
   rule.weigh = true;
-  plain(launch, cache_, g, lists_of(only), window_, log_sums, rule, factors_->view(), tiles_, scores);
+  plain(launch, cache_, g, lists_of(only), window_, log_sums(), rule, factors_->view(), tiles_, scores);
 }
 
 // scores = the group's attention statistic.
-void Exact::attention(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, bool weigh, float* scores) const {
-  const bool hopper = hopper_ && launch.hopper;
-  if (portable_) pack_queries(launch, g, hopper ? attention_group(g.group) : g.group, rule_.attention == LPX_ATTENTION_LAST, log_sums);
-  if (hopper) return hopper_attention(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, rule_.attention, rule_.aggregation, weigh, scores});
+void Exact::attention(const Launch& launch, const Geometry& g, const Candidates* only, bool weigh, float* scores) const {
+  if (!portable_ && attention_ != nullptr && attention_->scores(rule_))
+    return attention_->score(launch, g, rule_, weigh, scores);  // all tokens, whatever is asked for
   if (portable_) {
     const PortableRule rule{true, false, rule_.attention, rule_.aggregation, weigh};
     return portable_scores(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, FactorView{}, rule, scores});
@@ -138,14 +134,14 @@ void Exact::attention(const Launch& launch, const Geometry& g, const float* log_
   rule.aggregation = rule_.aggregation;
   rule.take_attention = true;
   rule.weigh = weigh;
-  plain(launch, cache_, g, lists_of(only), window_, log_sums, rule, FactorView{}, tiles_, scores);
+  plain(launch, cache_, g, lists_of(only), window_, log_sums(), rule, FactorView{}, tiles_, scores);
 }
 
-void Exact::factored(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, float* scores) const {
+void Exact::factored(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
   // A layer's heads share what is known of all of them: all tokens, whatever is asked for.
   const bool shared = rule_.sharing == LPX_SHARE_LAYER && rule_.attention != LPX_ATTENTION_NONE;
   if (shared) only = nullptr;
-  attention(launch, g, log_sums, only, rule_.value == LPX_VALUE_NONE && !shared, scores);
+  attention(launch, g, only, rule_.value == LPX_VALUE_NONE && !shared, scores);
   if (shared) {
     const dim3 grid(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(g.max_length, 256), 1, 1024)),
                     static_cast<unsigned>(std::min<int64_t>(int64_t{g.layers} * g.sequences, 65535)));
@@ -163,7 +159,7 @@ void Exact::factored(const Launch& launch, const Geometry& g, const float* log_s
       rule.aggregation = rule_.aggregation;
       rule.take_values = true;
       rule.weigh = true;
-      plain(launch, cache_, g, lists, window_, log_sums, rule, factors_->view(), tiles_, scores);
+      plain(launch, cache_, g, lists, window_, log_sums(), rule, factors_->view(), tiles_, scores);
       break;
     }
     default:
@@ -171,11 +167,11 @@ void Exact::factored(const Launch& launch, const Geometry& g, const float* log_s
   }
 }
 
-void Exact::run(const Launch& launch, const Geometry& g, const float* log_sums, const Candidates* only, float* scores) const {
+void Exact::run(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
   switch (rule_.statistic) {
     case LPX_JOINT:
-    case LPX_BOUND: return joint(launch, g, log_sums, only, scores);
-    case LPX_FACTORED: return factored(launch, g, log_sums, only, scores);
+    case LPX_BOUND: return joint(launch, g, only, scores);
+    case LPX_FACTORED: return factored(launch, g, only, scores);
     case LPX_KEY_NORM: return rows(launch, cache_, g, lists_of(only), RowWork::kKeyNorm, rule_, tiles_, scores);
     case LPX_RECENCY: return rows(launch, cache_, g, lists_of(only), RowWork::kRecency, rule_, tiles_, scores);
     case LPX_RANDOM: return rows(launch, cache_, g, lists_of(only), RowWork::kRandom, rule_, tiles_, scores);

@@ -17,7 +17,6 @@ void check(cudaError_t error, const char* stage);
 struct Launch {
   cudaStream_t stream;
   int multiprocessors;
-  bool hopper;  // compute capability 9.0 and not told otherwise: kernels may use wgmma and TMA
 
   // After every <<<>>>: throws if the launch was refused.
   void check(const char* stage) const { laprox::cuda::check(cudaPeekAtLastError(), stage); }

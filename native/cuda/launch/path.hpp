@@ -3,8 +3,8 @@
 
 namespace laprox::cuda {
 
-// kAuto: the fastest that serves the geometry. The others are for tests: kernels that serve any geometry, those of every chip
-// from compute capability 8.0, and those of compute capability 9.0.
-enum class Path { kAuto, kPlain, kPortable, kHopper };
+// Kernels of compute capability 9.0, of every chip from 8.0, or those that serve any geometry: the fastest that the chip has, unless tests ask for
+// others. Where a kernel does not serve a geometry the next one does.
+enum class Path { kPlain, kPortable, kHopper };
 
 }  // namespace laprox::cuda

@@ -23,9 +23,9 @@ struct PruningSizes {
 // lpx_select_cache: attention, scores and selection, pruned where that can pay, all scores otherwise.
 class Pruning {
  public:
-  // `factors` is null for rules that need no projection; `rows` of the shape is 0 without a window.
+  // `factors` is null for rules that need no projection; `rows` of the shape is 0 without a window; `keeps_norms`: all layers of the cache do.
   Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& score_rule, const DeviceFactors* factors,
-          const lpx_select_rule& select_rule, Path path, const PruningSizes& sizes = {});
+          const lpx_select_rule& select_rule, bool keeps_norms, Path path, const PruningSizes& sizes = {});
   ~Pruning();
 
   // As Select::run. The same selection as from all scores, to the bit. `report` is device memory or null.
@@ -34,17 +34,16 @@ class Pruning {
  private:
   struct Bounds;
 
-  ScoreView view(const Geometry& g, float* data) const;
+  ScoreView view(const Geometry& g) const;
   void prune(const Launch& launch, const Geometry& g, const lpx_selection& out, lpx_report* report) const;
 
   PruningSizes sizes_;
   const char* obstacle_;  // why all scores are computed; null: they need not be
   int64_t row_bytes_ = 0;
   lpx_dtype cache_;
-  float* scores_ = nullptr;  // [segments][stride]
+  float* scores_ = nullptr;  // [segments][stride]; negative: of an entry that has but a bound
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Exact> exact_;
-  std::unique_ptr<Exact> norms_;  // sums of exact attention norms, to tighten bounds with
   std::unique_ptr<Select> select_;
   const DeviceFactors* factors_;
   std::unique_ptr<Bounds> bounds_;  // what only the pruned path needs

@@ -146,8 +146,6 @@ void Select::find_budgets(const Launch& launch, const ScoreView& scores) const {
   launch.check("budgets");
 }
 
-void Select::reset(const Launch& launch) const { check(cudaMemsetAsync(zeros_, 0, static_cast<size_t>(zero_words_) * 4, launch.stream), "select"); }
-
 RankPass Select::pass(const ScoreView& scores) const {
   RankPass pass{};
   pass.scores = scores;
@@ -196,14 +194,13 @@ void Select::refine(const Launch& launch, RankPass& pass) const {
   ++pass.index;
 }
 
-void Select::cut_bounds(const Launch& launch, const ScoreView& bounds, double share, bool pooled) const {
+void Select::cut_bounds(const Launch& launch, const ScoreView& bounds, double share) const {
   RankPass pass = this->pass(bounds);
   pass.bounds = true;
   pass.goal = Goal::kShare;
   pass.share = share;
-  if (!pooled) pass.pool = {0, 0};
   find_range(launch, pass);
-  if (!floors() || !pooled) return;
+  if (!floors()) return;
   pass.ranked = heads_;
   pass.ranks = head_ranks_;
   pass.index = 0;
@@ -214,7 +211,6 @@ void Select::cut_bounds(const Launch& launch, const ScoreView& bounds, double sh
 
 void Select::lower_bounds(const Launch& launch, const ScoreView& scores) const {
   RankPass pass = this->pass(scores);
-  pass.absent = true;
   pass.goal = Goal::kSample;
   pass.share = 1;
   find_range(launch, pass);
@@ -231,10 +227,8 @@ void Select::lower_bounds(const Launch& launch, const ScoreView& scores) const {
   find_range(launch, pass);
 }
 
-void Select::select(const Launch& launch, const ScoreView& scores, bool absent, const lpx_selection& out, lpx_report* report,
-                    bool whole_report) const {
+void Select::select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, bool whole_report) const {
   RankPass pass = this->pass(scores);
-  pass.absent = absent;
   if (floors()) {
     pass.goal = Goal::kExact;
     pass.count = true;
@@ -279,7 +273,7 @@ void Select::select(const Launch& launch, const ScoreView& scores, bool absent, 
 
 void Select::run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const {
   find_budgets(launch, scores);
-  select(launch, scores, false, out, report, true);
+  select(launch, scores, out, report, true);
 }
 
 }  // namespace laprox::cuda

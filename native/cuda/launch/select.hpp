@@ -31,14 +31,15 @@ class Select {
 
   // The steps of it, for the pruned path. Protected tokens, quotas and tiles, from lengths.
   void find_budgets(const Launch& launch, const ScoreView& scores) const;
-  // Forgets the search before: needed before each of the next three but the first after find_budgets.
-  void reset(const Launch& launch) const;
-  // Ranks and emits. Where `absent`, a score of minus infinity is that of an entry that was not computed. `whole_report`: as `run` writes it.
-  void select(const Launch& launch, const ScoreView& scores, bool absent, const lpx_selection& out, lpx_report* report, bool whole_report) const;
-  // `cuts()` become values that about `share` of each part's quota of `bounds` reach, a few more rather than fewer. Where `pooled`,
-  // pooled bounds, and `floor_cuts()` become what floors may take of each segment.
-  void cut_bounds(const Launch& launch, const ScoreView& bounds, double share, bool pooled) const;
-  // `cuts()` become values that no kept entry of a part can be below, were any absent score of `scores` to grow; `floor_cuts()`
+  // Remembers a search: to be zero again before each of the next three but the first after find_budgets.
+  uint32_t* zeros() const { return zeros_; }
+  int64_t zero_words() const { return zero_words_; }
+  // Ranks and emits. `whole_report`: as `run` writes it.
+  void select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, bool whole_report) const;
+  // Of negated upper bounds: `cuts()` become values that about `share` of each part's quota of them reach, pooled, a few more rather than
+  // fewer; `floor_cuts()` become what floors may take of each segment.
+  void cut_bounds(const Launch& launch, const ScoreView& bounds, double share) const;
+  // `cuts()` become values that no kept entry of a part can be below, were any negative score of `scores` to grow; `floor_cuts()`
   // the same for floors of segments (null: none): the lower of the two holds for a segment.
   void lower_bounds(const Launch& launch, const ScoreView& scores) const;
 

@@ -1,4 +1,4 @@
-// ||v||_2 of every row, for caches that keep it.
+// ||v||_2 of every row.
 #pragma once
 
 #include "cuda/kernels/views.cuh"
@@ -6,7 +6,7 @@
 
 namespace laprox::cuda {
 
-// Writes the value_norm planes of all layers that have one.
-void value_norms(const Launch& launch, const Geometry& geometry, lpx_dtype cache);
+// Writes the value_norm planes of all layers that have one; or, where `norms` is not null, norms [segments][stride] of all others.
+void value_norms(const Launch& launch, const Geometry& geometry, lpx_dtype cache, float* norms);
 
 }  // namespace laprox::cuda

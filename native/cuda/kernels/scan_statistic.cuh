@@ -1,0 +1,27 @@
+// Scores that a scan can write, where log-sum-exps are known: e is the attention itself.
+#pragma once
+
+#include "cuda/kernels/views.cuh"
+
+namespace laprox::cuda {
+
+// Scores from a statistic of attention: of each head over the window's rows, aggregated over the heads of the group.
+struct StatisticView {
+  const float* log_sums;  // [segments][R * m]
+  float* scores;          // [segments][stride]
+  lpx_aggregation aggregation;
+  bool mean;       // of the rows that exist
+  bool only_last;  // of the window's rows
+  bool weigh;      // by the layer's weight
+  int32_t panel;
+
+  // What an aggregate is multiplied by at last.
+  __device__ float scale(const Geometry& g, int segment, float weight) const {
+    float scale = weigh ? weight : 1.0f;
+    if (mean) scale /= static_cast<float>(min(max(g.contexts[segment], 1), g.rows));
+    if (aggregation == LPX_AGGREGATE_MEAN) scale /= static_cast<float>(g.group);
+    return scale;
+  }
+};
+
+}  // namespace laprox::cuda
