@@ -2,7 +2,7 @@
 //
 // scan: one product of all keys with all query rows. With b a reference point for each row (the log-sum-exp over a small
 // sample of the keys), e = exp(s - b) gives lse = b + log(sum of e) and, with sums of e^2 over groups of rows, an upper bound
-// of every ||a_h[:, i]||: a = e * exp(b - lse). All of it in base 2. A row whose sum outgrows the reference is scanned again from its maximum.
+// of every ||a_h[:, i]||: a = e * exp(b - lse). All of it in base 2. A row whose sum outgrows the reference is scanned again from all tokens.
 #pragma once
 
 #include <cstdint>
