@@ -2,7 +2,7 @@
 //
 // scan: one product of all keys with all query rows. With b a reference point for each row (the log-sum-exp over a small
 // sample of the keys), e = exp(s - b) gives lse = b + log(sum of e) and, with sums of e^2 over groups of rows, an upper bound
-// of every ||a_h[:, i]||: a = e * exp(b - lse). All of it in base 2. A row whose sum outgrows the reference is scanned again from its maximum.
+// of every ||a_h[:, i]||: a = e * exp(b - lse). All of it in base 2. A row whose sum outgrows the reference is scanned again from all tokens.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,35 @@
 namespace laprox::cpu {
 
 // Tokens of one task: small enough to balance threads and to cancel within milliseconds.
-inline constexpr int kBlock = 512;
+inline constexpr int kBlock = 480;
+static_assert(kBlock % kScanTile == 0 && kBlock % kTile == 0, "a task has whole tiles");
+
+// How `scan` takes the query rows of a segment: groups of rows of a head whose squares it adds up, a lane each.
+class RowLayout {
+ public:
+  RowLayout(int heads, int rows, int lanes);
+
+  int group() const { return group_; }    // rows of a group
+  int groups() const { return groups_; }  // of a head
+  int chunks() const { return chunks_; }  // of `group` vectors
+  int count() const { return chunks_ * group_ * lanes_; }
+  // Sums of squares of a token: head after head, then what fills the last chunk, in whole eights.
+  int squares() const { return (chunks_ * lanes_ + 7) / 8 * 8; }
+  int index(int head, int row) const {
+    const int at = head * groups_ + row / group_;
+    return (at / lanes_ * group_ + row % group_) * lanes_ + at % lanes_;
+  }
+
+ private:
+  int lanes_;
+  int group_ = 0;
+  int groups_ = 0;
+  int chunks_ = 0;
+};
 
 // Buffers of one thread, for one tile.
 struct Scratch {
-  Scratch(Workspace& workspace, const ModelShape& model, int window_rows);
+  Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes);
 
   float* keys;
   float* logits;  // [R * m] rows
@@ -28,13 +52,16 @@ struct Scratch {
   float* columns;  // [R * kFactorColumns] rows
   float* attention_pairs;
   float* value_pairs;
-  float* heads;     // [R]
-  float* squares;   // [R * groups]
-  float* row_sums;  // [R * m][kSumLanes]
-  float* plain;     // [kTile][d]
-  float* panels;    // [kFactorColumns rounded up to panels][d]
-  const void* rows[kTile];
-  int32_t positions[kTile];
+  float* heads;      // [R]
+  float* squares;    // [RowLayout::squares()][kTile]
+  float* reference;  // [RowLayout::count()], as are the next two
+  float* largest;
+  float* row_sums;
+  float* plain;   // [kScanTile][d]
+  float* panels;  // [kFactorColumns rounded up to panels][d]
+  const void* rows[kScanTile];
+  const float* floats[kScanTile];
+  int32_t positions[kScanTile];
 };
 
 // Asks for rows that the next tile will read, while this one is computed.
@@ -46,43 +73,47 @@ struct Wave {
   int64_t last;
 };
 
+// What wants to know of the scan.
+struct Observer {
+  std::function<void(int64_t segment, int32_t first, int count)> tile;  // by the thread that scans it, before it does
+  std::function<void(const Wave&)> wave;                                // while `squares` of its segments are there
+};
+
 class Attention {
  public:
-  Attention(Workspace& workspace, const ScoreInputs& inputs);
+  Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes);
 
-  // Packs queries and finds the log-sum-exp of all rows. `seen` is called after each wave, while `squares` of its segments are there.
-  void run(Pool& pool, const Kernels& kernels, std::vector<Scratch>& scratch, Progress& progress,
-           const std::function<void(const Wave&)>& seen = nullptr);
+  // Packs queries and finds the log-sum-exp of all rows.
+  void run(Pool& pool, const Kernels& kernels, std::vector<Scratch>& scratch, Progress& progress, const Observer* observer = nullptr);
 
   // Units of progress that run() advances by.
   int64_t work() const { return inputs_.cache.entries(); }
   int rows() const { return rows_; }    // m
   int heads() const { return heads_; }  // R
-  int groups() const { return groups_; }
+  const RowLayout& layout() const { return layout_; }
   // Rows of a segment that exist.
   int existing_rows(Segment s) const;
 
   // Attention of every row on `count` tokens, ascending: fills scratch.logits.
   void attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
 
-  // For upper bounds: sums of squares of a segment of the current wave, rows `stride` apart, and how much each group of them
-  // has to be multiplied by.
-  const float* squares(int64_t segment, int64_t& stride) const;
+  // For upper bounds: sums of squares of a segment of the current wave, layout().squares() of each token, and how much each group
+  // of rows has to be multiplied by.
+  const float* squares(int64_t segment) const { return squares_ + square_offsets_[static_cast<size_t>(segment)]; }
   void inflation(int64_t segment, float* out) const;
 
  private:
   bool given(int64_t segment) const { return inputs_.window->has_lse(inputs_.cache.segments().at(segment).layer); }
-  AttentionTile tile(const Kernels& kernels, int64_t segment, const void* const* rows, int count, Scratch& scratch) const;
-  const Visibility* mask(int64_t segment, int32_t last_position, int count, bool whole, Scratch& scratch, Visibility& storage) const;
-  void load_positions(int64_t segment, const int32_t* tokens, int count, int32_t* positions) const;
+  const Visibility* mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
   void prepare(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  ScanTile scan_tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   void reference_from(const Kernels& kernels, int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
-  void reference_from_maximum(const Kernels& kernels, int64_t segment, Scratch& scratch);
-  void scan_block(const Kernels& kernels, int64_t segment, int64_t block, Scratch& scratch);
+  void reference_from_all(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  void scan_block(const Kernels& kernels, int64_t segment, int64_t block, Scratch& scratch, const Observer* observer);
   void finish(const Kernels& kernels, int64_t segment, Scratch& scratch);
   int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }
-  int64_t padded(int64_t segment) const { return (inputs_.cache.length(segment) + kTile - 1) / kTile * kTile; }
   float* queries(int64_t segment) const { return queries_ + segment * query_floats_; }
+  float* scan_queries(int64_t segment) const { return scan_queries_ + segment * layout_.count() * inputs_.model.head_dim; }
   float* references(int64_t segment) const { return references_ + segment * heads_ * rows_; }
   float* residuals(int64_t segment) const { return residuals_ + segment * heads_ * rows_; }
   void set_log_sum(int64_t segment, int row, double log_sum);
@@ -91,17 +122,19 @@ class Attention {
   const ScoreInputs& inputs_;
   int rows_;
   int heads_;
-  int groups_;
+  RowLayout layout_;
+  std::vector<int32_t> window_rows_;  // of packed rows
   int64_t query_floats_;
   std::vector<Wave> waves_;
   std::vector<int64_t> square_offsets_;   // [segments] in the wave's buffers
   std::vector<int64_t> partial_offsets_;  // [segments]
-  float* queries_;                        // [segments] packed
+  float* queries_;                        // [segments] packed for `multiply`
+  float* scan_queries_;                   // [segments] packed for `scan`
   float* references_;                     // [segments][R * m]: b
   float* log_sums_;                       // [segments][R * m]; +inf for rows that do not exist or see nothing
   float* residuals_;                      // [segments][R * m]: what log_sums_ leaves out
   float* squares_;
-  double* partials_;  // [blocks][R * m] sums of e
+  double* partials_;  // [blocks][packed rows] sums of e
 };
 
 }  // namespace laprox::cpu

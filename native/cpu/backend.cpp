@@ -88,8 +88,14 @@ void CpuBackend::value_norms(const Cache& cache, const lpx_call& call) {
     pool_.run((length + kBlock - 1) / kBlock, [&](int64_t block, int) {
       if (progress.cancelled()) return;
       const int64_t end = std::min(length, (block + 1) * kBlock);
-      for (int64_t token = block * kBlock; token < end; ++token)
-        *reinterpret_cast<float*>(norms(token)) = std::sqrt(kernels_.sum_squares(cache.dtype(), values(token), cache.head_dim()));
+      for (int64_t first = block * kBlock; first < end; first += kTile) {
+        const int count = static_cast<int>(std::min<int64_t>(kTile, end - first));
+        const void* rows[kTile];
+        float tile[kTile];
+        values.run(first, count, rows);
+        kernels_.norms(cache.dtype(), rows, count, cache.head_dim(), tile);
+        for (int t = 0; t < count; ++t) *reinterpret_cast<float*>(norms(first + t)) = tile[t];
+      }
       progress.advance(end - block * kBlock);
     });
     progress.check();

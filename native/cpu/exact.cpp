@@ -198,13 +198,10 @@ void Exact::value_factor(int64_t segment, const int32_t* tokens, int count, floa
     case LPX_VALUE_L1:
     case LPX_VALUE_L2: {
       const Rows values = inputs_.cache.values(inputs_.cache.segments().at(segment));
-      const bool l1 = inputs_.rule.value == LPX_VALUE_L1;
-      for (int h = 0; h < heads; ++h) {
-        for (int i = 0; i < count; ++i) {
-          const float size = (l1 ? kernels_.sum_magnitudes : kernels_.sum_squares)(inputs_.cache.dtype(), values(tokens[i]), inputs_.model.head_dim);
-          scratch.heads[h * kTile + i] = l1 ? size : std::sqrt(size);
-        }
-      }
+      for (int i = 0; i < count; ++i) scratch.rows[i] = values(tokens[i]);
+      const auto length = inputs_.rule.value == LPX_VALUE_L1 ? kernels_.magnitudes : kernels_.norms;
+      length(inputs_.cache.dtype(), scratch.rows, count, inputs_.model.head_dim, scratch.heads);
+      for (int h = 1; h < heads; ++h) std::copy_n(scratch.heads, count, scratch.heads + h * kTile);
       break;
     }
     case LPX_VALUE_PROJECTED_L1:
@@ -264,7 +261,9 @@ void Exact::scores(int64_t segment, const int32_t* tokens, int count, float* out
     }
     case LPX_KEY_NORM: {
       const Rows keys = inputs_.cache.keys(s);
-      for (int i = 0; i < count; ++i) out[i] = -std::sqrt(kernels_.sum_squares(inputs_.cache.dtype(), keys(tokens[i]), inputs_.model.head_dim));
+      for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
+      kernels_.norms(inputs_.cache.dtype(), scratch.rows, count, inputs_.model.head_dim, out);
+      for (int i = 0; i < count; ++i) out[i] = -out[i];
       break;
     }
     case LPX_RECENCY:

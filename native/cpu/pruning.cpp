@@ -46,39 +46,63 @@ const char* Pruning::obstacle(const std::vector<Part>& parts) const {
   return nullptr;
 }
 
-float Pruning::value_norm(Segment s, int64_t token) const {
-  if (inputs_.cache.has_value_norms(s.layer)) return *reinterpret_cast<const float*>(inputs_.cache.value_norms(s)(token));
-  return std::sqrt(kernels_.sum_squares(inputs_.cache.dtype(), inputs_.cache.values(s)(token), inputs_.cache.head_dim()));
+// Norms of the values of some tokens.
+void Pruning::value_norms(Segment s, const int32_t* tokens, int count, float* out) const {
+  const bool kept = inputs_.cache.has_value_norms(s.layer);
+  const Rows from = kept ? inputs_.cache.value_norms(s) : inputs_.cache.values(s);
+  const void* rows[kTile];
+  for (int t = 0; t < count; ++t) rows[t] = from(tokens[t]);
+  if (kept) {
+    for (int t = 0; t < count; ++t) out[t] = *static_cast<const float*>(rows[t]);
+  } else {
+    kernels_.norms(inputs_.cache.dtype(), rows, count, inputs_.cache.head_dim(), out);
+  }
 }
 
 float Pruning::weight(Segment s) const { return inputs_.rule.layer_weights == nullptr ? 1.0f : inputs_.rule.layer_weights[s.layer]; }
 
+// Leaves weighted norms of the values where their bounds will be.
+void Pruning::measure_values(int64_t segment, int32_t first, int count) {
+  const Segment s = layout_.segments().at(segment);
+  const bool kept = inputs_.cache.has_value_norms(s.layer);
+  const void* rows[kScanTile];
+  (kept ? inputs_.cache.value_norms(s) : inputs_.cache.values(s)).run(first, count, rows);
+  float* norms = bounds_ + layout_.offset(segment) + first;
+  if (kept) {
+    for (int t = 0; t < count; ++t) norms[t] = *static_cast<const float*>(rows[t]);
+  } else {
+    kernels_.norms(inputs_.cache.dtype(), rows, count, inputs_.cache.head_dim(), norms);
+  }
+  for (int t = 0; t < count; ++t) norms[t] *= weight(s);
+}
+
 void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
   const Attention& attention = scoring_.attention();
   const int heads = attention.heads();
-  const int groups = attention.groups();
+  const int groups = attention.layout().groups();
+  const int depth = attention.layout().squares();
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = wave.first; segment < wave.last; ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kBlock) tasks.emplace_back(segment, first);
-  pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+  pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
     if (progress.cancelled()) return;
+    Scratch& scratch = scoring_.scratch(worker);
     const auto [segment, begin] = tasks[static_cast<size_t>(i)];
     const Segment s = layout_.segments().at(segment);
     const int32_t end = std::min(begin + kBlock, layout_.length(segment));
     std::vector<float> inflation(static_cast<size_t>(heads * groups));
     attention.inflation(segment, inflation.data());
-    int64_t stride = 0;
-    const float* squares = attention.squares(segment, stride);
     const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
-    const bool kept = inputs_.cache.has_value_norms(s.layer);
     for (int32_t first = begin; first < end; first += kTile) {
       const int count = std::min(kTile, end - first);
-      if (!kept) prefetch(inputs_.cache.values(s), first + kTile, end, inputs_.cache.row_bytes());
+      float* bounds = bounds_ + layout_.offset(segment) + first;
       float norms[kTile] = {};
       float tile[kTile];
-      for (int t = 0; t < count; ++t) norms[t] = value_norm(s, first + t) * weight(s);
-      kernels_.upper_bounds(squares + first, stride, inflation.data(), singular, heads, groups, norms, tile);
-      std::copy_n(tile, count, bounds_ + layout_.offset(segment) + first);
+      for (int t = 0; t < count; ++t) scratch.rows[t] = attention.squares(segment) + int64_t{first + t} * depth;
+      std::copy_n(bounds, count, norms);
+      kernels_.load(LPX_F32, scratch.rows, count, depth, scratch.squares);
+      kernels_.upper_bounds(scratch.squares, depth, inflation.data(), singular, heads, groups, norms, tile);
+      std::copy_n(tile, count, bounds);
     }
   });
 }
@@ -104,7 +128,11 @@ int64_t Pruning::for_each_between(Pool& pool, const std::vector<float>& low, con
       tokens[count] = t;
       count += !(bounds[t] < from) && (bounds[t] < to || to == kInfinity) && !(loose_only && tight[t]);
     }
-    for (int first = 0; first < count; first += kTile) body(segment, tokens + first, std::min(kTile, count - first), scoring_.scratch(worker));
+    const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
+    for (int first = 0; first < count; first += kTile) {
+      for (int t = first + kTile; t < std::min(count, first + 2 * kTile); ++t) prefetch(keys, tokens[t], tokens[t] + 1, inputs_.cache.row_bytes());
+      body(segment, tokens + first, std::min(kTile, count - first), scoring_.scratch(worker));
+    }
     total.fetch_add(count, std::memory_order_relaxed);
     progress.advance(0);
   });
@@ -118,10 +146,12 @@ int64_t Pruning::tighten_between(Pool& pool, const std::vector<float>& low, cons
     const Segment s = layout_.segments().at(segment);
     const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
     scoring_.exact().attention_norms(segment, tokens, count, scratch.heads, scratch);
+    float norms[kTile];
+    value_norms(s, tokens, count, norms);
     for (int t = 0; t < count; ++t) {
       float sum = 0;
       for (int h = 0; h < heads; ++h) sum += singular[h] * scratch.heads[h * kTile + t];
-      const float tighter = value_norm(s, tokens[t]) * weight(s) * sum * kMargin + kUnderflow;
+      const float tighter = norms[t] * weight(s) * sum * kMargin + kUnderflow;
       float& bound = bounds_[layout_.offset(segment) + tokens[t]];
       if (tighter < bound) bound = tighter;
       tight_[layout_.offset(segment) + tokens[t]] = true;
@@ -140,7 +170,9 @@ int64_t Pruning::score_between(Pool& pool, const std::vector<float>& low, const 
 // True where the scores that were computed are all that matter.
 bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
   const auto segments = static_cast<size_t>(layout_.segments().count());
-  scoring_.find_attention(pool, progress, [&](const Wave& wave) { bound(pool, wave, progress); });
+  const Observer observer{[&](int64_t segment, int32_t first, int count) { measure_values(segment, first, count); },
+                          [&](const Wave& wave) { bound(pool, wave, progress); }};
+  scoring_.find_attention(pool, progress, &observer);
   std::fill_n(scores_, layout_.entries(), -kInfinity);
   std::fill_n(tight_, layout_.entries(), false);
   const std::vector<float> everything(segments, kInfinity);

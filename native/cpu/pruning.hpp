@@ -24,6 +24,7 @@ class Pruning {
   // Why bounds cannot be used or would not pay; null where they can.
   const char* obstacle(const std::vector<Part>& parts) const;
   bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
+  void measure_values(int64_t segment, int32_t first, int count);
   void bound(Pool& pool, const Wave& wave, Progress& progress);
   // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is in [low, high), kTile at a time.
   template <typename Body>
@@ -32,7 +33,7 @@ class Pruning {
   // Exact attention norms in place of the scan's bounds. Returns how many.
   int64_t tighten_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress);
   int64_t score_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress);
-  float value_norm(Segment s, int64_t token) const;
+  void value_norms(Segment s, const int32_t* tokens, int count, float* out) const;
   float weight(Segment s) const;
 
   const ScoreInputs& inputs_;

@@ -5,15 +5,15 @@
 namespace laprox::cpu {
 namespace {
 
-std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ScoreInputs& inputs, int threads) {
+std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ScoreInputs& inputs, int threads, int lanes) {
   std::vector<Scratch> scratch;
-  for (int i = 0; i < threads; ++i) scratch.emplace_back(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows());
+  for (int i = 0; i < threads; ++i) scratch.emplace_back(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows(), lanes);
   return scratch;
 }
 
-std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs) {
+std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs, int lanes) {
   if (inputs.window == nullptr) return std::nullopt;
-  return std::optional<Attention>(std::in_place, workspace, inputs);
+  return std::optional<Attention>(std::in_place, workspace, inputs, lanes);
 }
 
 }  // namespace
@@ -21,8 +21,8 @@ std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& i
 Scoring::Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads)
     : inputs_(inputs),
       kernels_(kernels),
-      scratch_(scratch_of_threads(workspace, inputs, threads)),
-      attention_(attention_of(workspace, inputs)),
+      scratch_(scratch_of_threads(workspace, inputs, threads, kernels.lanes)),
+      attention_(attention_of(workspace, inputs, kernels.lanes)),
       exact_(workspace, inputs, kernels, attention_ ? &*attention_ : nullptr) {}
 
 template <typename Body>
@@ -46,8 +46,8 @@ void Scoring::for_each_tile(Pool& pool, Progress& progress, Body&& body) {
   progress.check();
 }
 
-void Scoring::find_attention(Pool& pool, Progress& progress, const std::function<void(const Wave&)>& seen) {
-  if (attention_) attention_->run(pool, kernels_, scratch_, progress, seen);
+void Scoring::find_attention(Pool& pool, Progress& progress, const Observer* observer) {
+  if (attention_) attention_->run(pool, kernels_, scratch_, progress, observer);
   exact_.prepare(pool, scratch_, progress);
 }
 

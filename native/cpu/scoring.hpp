@@ -21,7 +21,7 @@ class Scoring {
   void run(Pool& pool, const ScoreLayout& layout, float* data, Progress& progress);
 
   // The parts of run(), for the pruned path.
-  void find_attention(Pool& pool, Progress& progress, const std::function<void(const Wave&)>& seen);
+  void find_attention(Pool& pool, Progress& progress, const Observer* observer);
   void score_all(Pool& pool, const ScoreLayout& layout, float* data, Progress& progress);
   const Attention& attention() const { return *attention_; }
   const Exact& exact() const { return exact_; }

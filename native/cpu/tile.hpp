@@ -15,11 +15,12 @@ namespace laprox::cpu {
 inline constexpr int kTile = 32;
 // Rows of the left matrix that `multiply` takes at a time; packed matrices hold panels [depth][kPanel].
 inline constexpr int kPanel = 6;
-// Lanes that row sums of `scan` are kept in, whatever the vector width.
-inline constexpr int kSumLanes = 16;
+// Tokens that `scan` and `sample` take at once, and at most in a call: whole blocks.
+inline constexpr int kScanBlock = 6;
+inline constexpr int kScanTile = 8 * kScanBlock;
 // Tokens that `pool_max` takes at a time.
 inline constexpr int kPoolChunk = 2048;
-// Queries whose squared attention is summed before the log-sum-exp is known.
+// Queries of a head whose squared attention is summed before the log-sum-exp is known, at most.
 inline constexpr int kBoundGroup = 4;
 
 // Share of the own pairs below which a joint score's sum has cancelled too far.
@@ -32,8 +33,7 @@ inline constexpr int pair_index(int h, int other) { return other * (other + 1) /
 
 // Which tokens of a tile a window row sees: positions above `first` and up to `last`.
 struct Visibility {
-  const int32_t* positions;  // [kTile]
-  int count;                 // tokens of the tile that exist
+  const int32_t* positions;  // of the tokens, and INT32_MAX up to a whole tile
   int32_t last;              // position of window row 0; row q sees up to last + q
   int32_t window;            // sliding window, 0 for none
 };
@@ -51,8 +51,28 @@ struct AttentionTile {
   const Visibility* masked;  // null where every row sees every token
 };
 
+// Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are. Rows are
+// packed in chunks of `group` vectors: a lane holds the rows whose squares are summed.
+struct ScanTile {
+  const float* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
+  int count;
+  int depth;
+  const float* queries;  // [chunks][depth][group * lanes]
+  int chunks;
+  int group;            // 1 to kBoundGroup
+  const int32_t* rows;  // [chunks * group * lanes] the window row of each packed row
+  float scale;
+  float soft_cap;
+  const float* reference;    // [chunks * group * lanes] in base 2; +inf where there is no row
+  const Visibility* masked;  // null where every row sees every token
+  const void* const* ahead;  // [ahead_count] rows of ahead_bytes that are wanted next: asked for between products
+  int ahead_count;
+  int ahead_bytes;
+};
+
 struct Kernels {
   const char* name;
+  int lanes;  // of a vector of floats
   // rows[i] of `depth` elements, i < count, to the layout that `multiply` reads; absent tokens become 0.
   void (*load)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* tile);
   void (*convert)(lpx_dtype dtype, const void* from, int64_t count, float* to);
@@ -60,13 +80,11 @@ struct Kernels {
   void (*multiply)(const float* panels, int rows, int depth, const float* tile, float* out);
   // Products to attention, 0 where a row does not see a token. In place.
   void (*attend)(const AttentionTile& tile);
-  // Products to logits in base 2, after scale, soft-cap and mask (-inf). In place; reference is not read.
-  void (*finish_logits)(const AttentionTile& tile);
-  // Running log-sum-exp of finished logits: sums[r] = sum of 2^(logit - largest[r]).
-  void (*accumulate_log_sums)(const float* logits, int rows, float* largest, float* sums);
-  // Adds to sums[r][lane] the row sums of e, the attention by the reference, and sets squares[h * groups + g][t] to the sum of their squares
-  // over each group of kBoundGroup rows; rows of `squares` lie `stride` floats apart.
-  void (*scan)(const AttentionTile& tile, float* sums, float* squares, int64_t stride);
+  // Running log-sum-exp in base 2 of packed rows: sums[r] = sum of 2^(logit - largest[r]). The reference is not read.
+  void (*sample)(const ScanTile& tile, float* largest, float* sums);
+  // Adds to sums[r] the row sums of e, the attention by the reference, and sets squares[t][chunk * lanes + lane] to the sums of their squares
+  // over a lane's rows; tokens of `squares` lie `stride` floats apart.
+  void (*scan)(const ScanTile& tile, float* sums, float* squares, int64_t stride);
   // out[pair(first + a, first + b)][t] += sum over r of x[a][r][t] * x[b][r][t], a <= b < heads.
   void (*pair_products)(const float* x, int heads, int rows, int first, float* out);
   // out[t] = sqrt(max(0, sum over pairs of attention * values, cross pairs twice)). Returns a bit for each token whose cross
@@ -88,12 +106,12 @@ struct Kernels {
                   int columns, float* out);
   // outputs[r][c] += sum over t of attention[r][t] * values[t][c]
   void (*add_outputs)(const float* attention, int rows, const float* values, int depth, float* outputs);
-  // sum of x^2, sum of |x|
-  float (*sum_squares)(lpx_dtype dtype, const void* row, int count);
-  float (*sum_magnitudes)(lpx_dtype dtype, const void* row, int count);
+  // out[i] = ||rows[i]||_2, ||rows[i]||_1
+  void (*norms)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out);
+  void (*magnitudes)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out);
   // Upper bounds of a tile's scores: norms[t] * sum over heads of singular[h] * sqrt(sum over groups of
-  // inflation[h * groups + g] * squares[h * groups + g][t]), with a margin for rounding.
-  void (*upper_bounds)(const float* squares, int64_t stride, const float* inflation, const float* singular, int heads, int groups, const float* norms,
+  // inflation[h * groups + g] * squares[h * groups + g][t]), with a margin for rounding. `squares` as `load` leaves `depth` of them.
+  void (*upper_bounds)(const float* squares, int depth, const float* inflation, const float* singular, int heads, int groups, const float* norms,
                        float* out);
   // out[i] = the largest of values[i .. i + width), i < count <= kPoolChunk.
   void (*pool_max)(const float* values, int64_t count, int width, float* out);

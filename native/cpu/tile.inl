@@ -10,6 +10,10 @@
 
 #include "cpu/tile.hpp"
 
+#if LPX_LANES == 16
+#include <immintrin.h>
+#endif
+
 namespace laprox::cpu {
 namespace LPX_NAMESPACE {
 
@@ -17,13 +21,15 @@ constexpr float kLog2E = 1.44269504088896341f;
 constexpr int kLanes = LPX_LANES;
 constexpr int kVectors = kTile / kLanes;  // vectors in a row of a tile
 constexpr int kStripe = 2 * kLanes;       // tokens that `multiply` takes at a time
+constexpr int kCacheLine = 64;
+constexpr int kHeld = kLanes == 16 ? 4 : 2;  // vectors of query rows that `scan` multiplies at a time: what fits the registers
 static_assert(kTile % kStripe == 0, "a tile holds whole stripes");
-static_assert(kLanes <= kSumLanes, "row sums have a lane for each lane of a vector");
 
 typedef float vf __attribute__((vector_size(4 * LPX_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LPX_LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LPX_LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
+typedef int32_t vi_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
 // Rows are read in eights whatever the width: head dimensions are multiples of 8.
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
@@ -43,21 +49,27 @@ inline vf square_root(vf x) {
   return root;
 }
 
-// 2^x to about 1 ulp: 0 below the smallest normal number, at most 2^127.5, NaN for NaN. A polynomial on [-1/2, 1/2], in an
-// order that keeps its chain of dependent operations short.
+// 2^x to about 1 ulp: 0 below the smallest normal number, at most infinity and at least 2^127 above 2^127.5, NaN for NaN. A
+// minimax polynomial on [-1/2, 1/2] (relative error 9e-8), 1 at 0.
 inline vf power_of_two(vf x) {
+#if LPX_LANES == 16
+  const __mmask16 stays = _mm512_cmp_ps_mask(x, splat(-126.0f), _CMP_NLT_UQ);
+  const vf whole = _mm512_maskz_roundscale_ps(stays, x, _MM_FROUND_TO_NEAREST_INT);
+#else
   const vi vanishes = x < -126.0f;
   x = 127.5f < x ? splat(127.5f) : x;
   const vf shifted = x + 12582912.0f;  // rounds to an integer in the low bits
-  const vf f = x - (shifted - 12582912.0f);
-  const vf f2 = f * f;
-  const vf high = 1.5453163e-4f * f + 1.3390863e-3f;
-  const vf middle = 9.6180826e-3f * f + 5.5503571e-2f;
-  const vf low = 2.4022651e-1f * f + 6.9314719e-1f;
-  const vf p = ((high * f2 + middle) * f2 + low) * f + 1.0f;
+  const vf whole = shifted - 12582912.0f;
+#endif
+  const vf f = x - whole;
+  const vf p = ((((1.3264727e-3f * f + 9.6715126e-3f) * f + 5.5507337e-2f) * f + 2.4022242e-1f) * f + 6.9314698e-1f) * f + 1.0f;
+#if LPX_LANES == 16
+  return _mm512_maskz_scalef_ps(stays, p, whole);
+#else
   // Adds to the exponent; in unsigned, since what vanishes may wrap around.
   const vu scaled = reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(shifted) << 23);
   return bits_to_float(reinterpret_cast<vi>(scaled) & ~vanishes);
+#endif
 }
 
 // tanh(x): the polynomial of Cephes' tanhf near 0, where 1 - 2/(exp(2x) + 1) would cancel.
@@ -229,29 +241,24 @@ void pair_products(const float* x, int heads, int rows, int first, float* out) {
 // The exponent, in base 2: one multiply-add where there is no soft-cap. Masks come after the exponential, so that the bits of
 // a token do not depend on its neighbours.
 template <bool SoftCap>
-inline vf exponent(const float* logits, float scale, float soft_cap, float reference) {
+inline vf exponent(const float* logits, float scale, float soft_cap, vf reference) {
   if constexpr (SoftCap) return (soft_cap * kLog2E) * hyperbolic_tangent(load_vector(logits) * scale / soft_cap) - reference;
   return load_vector(logits) * (scale * kLog2E) - reference;
 }
 
-inline bool sees(const Visibility& mask, int row, int token) {
-  if (token >= mask.count) return false;
-  const int32_t last = mask.last + row;
-  return mask.positions[token] <= last && (mask.window == 0 || mask.positions[token] > last - mask.window);
-}
-
-// Sets what a row does not see to `hidden`.
-void hide(const AttentionTile& tile, float hidden) {
-  for (int row = 0; row < tile.heads * tile.rows; ++row)
-    for (int t = 0; t < kTile; ++t)
-      if (!sees(*tile.masked, row % tile.rows, t)) tile.logits[static_cast<ptrdiff_t>(row) * kTile + t] = hidden;
-}
-
-void finish_logits(const AttentionTile& tile) {
-  for (ptrdiff_t i = 0; i < static_cast<ptrdiff_t>(tile.heads) * tile.rows * kTile; i += kLanes)
-    store_vector(tile.logits + i, tile.soft_cap == 0 ? exponent<false>(tile.logits + i, tile.scale, 0, 0)
-                                                     : exponent<true>(tile.logits + i, tile.scale, tile.soft_cap, 0));
-  if (tile.masked != nullptr) hide(tile, -INFINITY);
+// Sets what a row does not see to 0.
+void hide(const AttentionTile& tile) {
+  const Visibility& mask = *tile.masked;
+  for (int row = 0; row < tile.heads * tile.rows; ++row) {
+    const int32_t last = mask.last + row % tile.rows;
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = tile.logits + static_cast<ptrdiff_t>(row) * kTile + v * kLanes;
+      const vi position = *reinterpret_cast<const vi_unaligned*>(mask.positions + v * kLanes);
+      vi seen = position <= last;
+      if (mask.window != 0) seen &= position > last - mask.window;
+      store_vector(at, bits_to_float(float_to_bits(load_vector(at)) & seen));
+    }
+  }
 }
 
 template <bool SoftCap>
@@ -260,7 +267,7 @@ inline void attend_rows(const AttentionTile& tile) {
     float* logits = tile.logits + static_cast<ptrdiff_t>(row) * kTile;
     const float residual = tile.residual == nullptr ? 0.0f : tile.residual[row];
     for (int v = 0; v < kVectors; ++v) {
-      const vf x = exponent<SoftCap>(logits + v * kLanes, tile.scale, tile.soft_cap, tile.reference[row]) - residual;
+      const vf x = exponent<SoftCap>(logits + v * kLanes, tile.scale, tile.soft_cap, splat(tile.reference[row])) - residual;
       store_vector(logits + v * kLanes, power_of_two(x));
     }
   }
@@ -271,66 +278,156 @@ void attend(const AttentionTile& tile) {
     attend_rows<false>(tile);
   else
     attend_rows<true>(tile);
-  if (tile.masked != nullptr) hide(tile, 0.0f);
+  if (tile.masked != nullptr) hide(tile);
 }
 
-void accumulate_log_sums(const float* logits, int rows, float* largest, float* sums) {
-  for (int r = 0; r < rows; ++r) {
-    const float* row = logits + static_cast<ptrdiff_t>(r) * kTile;
-    vf most = load_vector(row);
-    for (int v = 1; v < kVectors; ++v) most = load_vector(row + v * kLanes) > most ? load_vector(row + v * kLanes) : most;
-    float maximum = largest[r];
-    for (int i = 0; i < kLanes; ++i) maximum = most[i] > maximum ? most[i] : maximum;
-    if (maximum == -INFINITY) continue;
-    vf sum = {};
-    for (int v = 0; v < kVectors; ++v) sum += power_of_two(load_vector(row + v * kLanes) - maximum);
-    float total = sums[r] * power_of_two(splat(largest[r] - maximum))[0];
-    for (int i = 0; i < kLanes; ++i) total += sum[i];
-    sums[r] = total;
-    largest[r] = maximum;
+// ------------------------------------------------------------------ the scan
+
+// Rows to ask for while a product is computed: all at once they would fill the buffers that wait for memory.
+struct Ahead {
+  const void* const* rows;
+  int count;
+  int bytes;
+};
+
+// out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits.
+template <int Vectors>
+[[gnu::noinline]] void multiply_keys(const float* const* keys, int depth, const float* queries, int stride, Ahead ahead, float* out) {
+  const float* key[kScanBlock];
+  vf sums[kScanBlock][Vectors];
+#pragma GCC unroll 6
+  for (int t = 0; t < kScanBlock; ++t) {
+    key[t] = keys[t];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) sums[t][j] = vf{};
   }
-}
-
-template <int Rows, bool Attended>
-inline void scan_group(const float* logits, const float* reference, float scale, float* sums, float* squares) {
-  vf row_sums[Rows] = {};
-  for (int v = 0; v < kVectors; ++v) {
-    vf square = {};
-    for (int r = 0; r < Rows; ++r) {
-      const float* at = logits + r * kTile + v * kLanes;
-      const vf e = Attended ? load_vector(at) : power_of_two(exponent<false>(at, scale, 0, reference[r]));
-      row_sums[r] += e;
-      square += e * e;
+  const int step = ahead.count == 0 ? depth : depth / ahead.count;
+  for (int k = 0, row = 0; k < depth; ++row) {
+    if (row < ahead.count)
+      for (int byte = 0; byte < ahead.bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const char*>(ahead.rows[row]) + byte);
+    const int end = row + 1 < ahead.count ? k + step : depth;
+    for (; k < end; ++k, queries += stride) {
+      vf query[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) query[j] = load_vector(queries + j * kLanes);
+#pragma GCC unroll 6
+      for (int t = 0; t < kScanBlock; ++t)
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) sums[t][j] += key[t][k] * query[j];
     }
-    store_vector(squares + v * kLanes, square);
   }
-  for (int r = 0; r < Rows; ++r) store_vector(sums + r * kSumLanes, load_vector(sums + r * kSumLanes) + row_sums[r]);
+#pragma GCC unroll 6
+  for (int t = 0; t < kScanBlock; ++t, out += stride)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store_vector(out + j * kLanes, sums[t][j]);
 }
 
-template <bool Attended>
-inline void scan_rows(const AttentionTile& tile, float* sums, float* squares, int64_t stride) {
-  for (int h = 0; h < tile.heads; ++h) {
-    for (int q = 0; q < tile.rows; q += kBoundGroup, squares += stride) {
-      const ptrdiff_t row = static_cast<ptrdiff_t>(h) * tile.rows + q;
-      const float* logits = tile.logits + row * kTile;
-      const float* reference = tile.reference + row;
-      float* to = sums + row * kSumLanes;
-      static_assert(kBoundGroup == 4, "one case a group size");
-      switch (tile.rows - q) {
-        case 1: scan_group<1, Attended>(logits, reference, tile.scale, to, squares); break;
-        case 2: scan_group<2, Attended>(logits, reference, tile.scale, to, squares); break;
-        case 3: scan_group<3, Attended>(logits, reference, tile.scale, to, squares); break;
-        default: scan_group<4, Attended>(logits, reference, tile.scale, to, squares);
+// Calls body(first, chunk, logits) for each block of tokens and chunk of rows; logits [kScanBlock][Group * kLanes].
+template <int Group, typename Body>
+inline void for_each_block(const ScanTile& tile, Body&& body) {
+  constexpr int kWidth = Group * kLanes;
+  float logits[kScanBlock * kWidth];
+  const int products = (tile.count + kScanBlock - 1) / kScanBlock * tile.chunks;
+  const int share = (tile.ahead_count + products - 1) / products;
+  Ahead ahead{tile.ahead, share, tile.ahead_bytes};
+  for (int first = 0; first < tile.count; first += kScanBlock) {
+    for (int chunk = 0; chunk < tile.chunks; ++chunk) {
+      const int left = static_cast<int>(tile.ahead + tile.ahead_count - ahead.rows);
+      ahead.count = left < share ? left : share;
+      const float* queries = tile.queries + static_cast<ptrdiff_t>(chunk) * tile.depth * kWidth;
+      if constexpr (Group > kHeld) {
+        multiply_keys<kHeld>(tile.keys + first, tile.depth, queries, kWidth, ahead, logits);
+        multiply_keys<Group - kHeld>(tile.keys + first, tile.depth, queries + kHeld * kLanes, kWidth, {}, logits + kHeld * kLanes);
+      } else {
+        multiply_keys<Group>(tile.keys + first, tile.depth, queries, kWidth, ahead, logits);
       }
+      ahead.rows += ahead.count;
+      body(first, chunk, logits);
     }
   }
 }
 
-void scan(const AttentionTile& tile, float* sums, float* squares, int64_t stride) {
-  if (tile.soft_cap == 0 && tile.masked == nullptr) return scan_rows<false>(tile, sums, squares, stride);
-  attend(tile);
-  scan_rows<true>(tile, sums, squares, stride);
+// All bits where a row sees a token.
+inline vi visible(const Visibility& mask, const int32_t* rows, int token) {
+  const vi last = *reinterpret_cast<const vi_unaligned*>(rows) + mask.last;
+  const int32_t position = mask.positions[token];
+  const vi seen = last >= position;
+  return mask.window == 0 ? seen : seen & (last - mask.window < position);
 }
+
+template <int Group, bool SoftCap>
+void sample_rows(const ScanTile& tile, float* largest, float* sums) {
+  for_each_block<Group>(tile, [&](int first, int chunk, float* logits) {
+    const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
+    for (int j = 0; j < Group; ++j) {
+      const ptrdiff_t row = (static_cast<ptrdiff_t>(chunk) * Group + j) * kLanes;
+      const vf before = load_vector(largest + row);
+      vf most = before;
+      vf x[kScanBlock];
+      for (int t = 0; t < count; ++t) {
+        x[t] = exponent<SoftCap>(logits + (t * Group + j) * kLanes, tile.scale, tile.soft_cap, vf{});
+        if (tile.masked != nullptr) x[t] = visible(*tile.masked, tile.rows + row, first + t) ? x[t] : splat(-INFINITY);
+        most = x[t] > most ? x[t] : most;
+      }
+      const vf base = most == -INFINITY ? vf{} : most;
+      vf sum = load_vector(sums + row) * power_of_two(before - base);
+      for (int t = 0; t < count; ++t) sum += power_of_two(x[t] - base);
+      store_vector(sums + row, sum);
+      store_vector(largest + row, most);
+    }
+  });
+}
+
+template <int Group, bool SoftCap, bool Masked>
+void scan_rows(const ScanTile& tile, float* sums, float* squares, int64_t stride) {
+  for_each_block<Group>(tile, [&](int first, int chunk, const float* logits) {
+    const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
+    const ptrdiff_t row = static_cast<ptrdiff_t>(chunk) * Group * kLanes;
+    float* to = squares + first * stride + chunk * kLanes;
+    vf row_sums[Group] = {};
+    for (int t = 0; t < count; ++t, logits += Group * kLanes, to += stride) {
+      vf square = {};
+      for (int j = 0; j < Group; ++j) {
+        vf e = power_of_two(exponent<SoftCap>(logits + j * kLanes, tile.scale, tile.soft_cap, load_vector(tile.reference + row + j * kLanes)));
+        if constexpr (Masked) e = bits_to_float(float_to_bits(e) & visible(*tile.masked, tile.rows + row + j * kLanes, first + t));
+        row_sums[j] += e;
+        square += e * e;
+      }
+      store_vector(to, square);
+    }
+    for (int j = 0; j < Group; ++j) store_vector(sums + row + j * kLanes, load_vector(sums + row + j * kLanes) + row_sums[j]);
+  });
+}
+
+template <int Group>
+void scan_group(const ScanTile& tile, float* sums, float* squares, int64_t stride) {
+  if (tile.soft_cap == 0)
+    (tile.masked == nullptr ? scan_rows<Group, false, false> : scan_rows<Group, false, true>)(tile, sums, squares, stride);
+  else
+    (tile.masked == nullptr ? scan_rows<Group, true, false> : scan_rows<Group, true, true>)(tile, sums, squares, stride);
+}
+
+void scan(const ScanTile& tile, float* sums, float* squares, int64_t stride) {
+  static_assert(kBoundGroup == 4, "one case a group size");
+  switch (tile.group) {
+    case 1: return scan_group<1>(tile, sums, squares, stride);
+    case 2: return scan_group<2>(tile, sums, squares, stride);
+    case 3: return scan_group<3>(tile, sums, squares, stride);
+    default: return scan_group<4>(tile, sums, squares, stride);
+  }
+}
+
+void sample(const ScanTile& tile, float* largest, float* sums) {
+  const bool soft_cap = tile.soft_cap != 0;
+  switch (tile.group) {
+    case 1: return (soft_cap ? sample_rows<1, true> : sample_rows<1, false>)(tile, largest, sums);
+    case 2: return (soft_cap ? sample_rows<2, true> : sample_rows<2, false>)(tile, largest, sums);
+    case 3: return (soft_cap ? sample_rows<3, true> : sample_rows<3, false>)(tile, largest, sums);
+    default: return (soft_cap ? sample_rows<4, true> : sample_rows<4, false>)(tile, largest, sums);
+  }
+}
+
+// ------------------------------------------------------------------ statistics
 
 void attention_statistic(const float* attention, int heads, int rows, int existing, lpx_attention_statistic statistic, float* out) {
   for (int h = 0; h < heads; ++h) {
@@ -469,34 +566,39 @@ void add_outputs(const float* attention, int rows, const float* values, int dept
 
 inline float horizontal_sum(v8 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
-template <v8 (*Read)(const void*, int)>
-inline float squares_of(const void* row, int count) {
-  v8 sum = {};
-  for (int k = 0; k < count; k += 8) sum += Read(row, k) * Read(row, k);
-  return horizontal_sum(sum);
-}
-
-float sum_squares(lpx_dtype dtype, const void* row, int count) {
-  switch (dtype) {
-    case LPX_F16: return squares_of<read_f16>(row, count);
-    case LPX_BF16: return squares_of<read_bf16>(row, count);
-    default: return squares_of<read_f32>(row, count);
+template <v8 (*Read)(const void*, int), bool Squares>
+inline void lengths_of(const void* const* rows, int count, int depth, float* out) {
+  for (int i = 0; i < count; ++i) {
+    v8 sum = {};
+    for (int k = 0; k < depth; k += 8) {
+      const v8 x = Read(rows[i], k);
+      sum += Squares ? x * x : reinterpret_cast<v8>(reinterpret_cast<u8>(x) & 0x7fffffffu);
+    }
+    out[i] = Squares ? __builtin_sqrtf(horizontal_sum(sum)) : horizontal_sum(sum);
   }
 }
 
-float sum_magnitudes(lpx_dtype dtype, const void* row, int count) {
-  v8 sum = {};
-  for (int k = 0; k < count; k += 8) sum += reinterpret_cast<v8>(reinterpret_cast<u8>(read(dtype, row, k)) & 0x7fffffffu);
-  return horizontal_sum(sum);
+template <bool Squares>
+inline void lengths(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out) {
+  switch (dtype) {
+    case LPX_F16: return lengths_of<read_f16, Squares>(rows, count, depth, out);
+    case LPX_BF16: return lengths_of<read_bf16, Squares>(rows, count, depth, out);
+    default: return lengths_of<read_f32, Squares>(rows, count, depth, out);
+  }
 }
 
-void upper_bounds(const float* squares, int64_t stride, const float* inflation, const float* singular, int heads, int groups, const float* norms,
+void norms(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out) { lengths<true>(dtype, rows, count, depth, out); }
+
+void magnitudes(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out) { lengths<false>(dtype, rows, count, depth, out); }
+
+void upper_bounds(const float* squares, int depth, const float* inflation, const float* singular, int heads, int groups, const float* norms,
                   float* out) {
   for (int v = 0; v < kVectors; ++v) {
+    const float* own = squares + static_cast<ptrdiff_t>(v / 2) * depth * kStripe + v % 2 * kLanes;
     vf total = {};
     for (int h = 0; h < heads; ++h) {
       vf square = {};
-      for (int g = 0; g < groups; ++g) square += inflation[h * groups + g] * load_vector(squares + (h * groups + g) * stride + v * kLanes);
+      for (int g = 0; g < groups; ++g) square += inflation[h * groups + g] * load_vector(own + (h * groups + g) * kStripe);
       total += singular[h] * square_root(square + 1e-37f);
     }
     store_vector(out + v * kLanes, total * load_vector(norms + v * kLanes) * 1.001f);
@@ -538,27 +640,13 @@ void pool_max(const float* values, int64_t count, int width, float* out) {
 const Kernels& LPX_KERNELS() {
   namespace isa = LPX_NAMESPACE;
   static constexpr Kernels kernels = {
-      LPX_NAME,
-      isa::load,
-      isa::convert,
-      isa::multiply,
-      isa::attend,
-      isa::finish_logits,
-      isa::accumulate_log_sums,
-      isa::scan,
-      isa::pair_products,
-      isa::joint,
-      isa::bound,
-      isa::attention_statistic,
-      isa::aggregate,
-      isa::add_magnitudes,
-      isa::removal_weights,
-      isa::removal,
-      isa::add_outputs,
-      isa::sum_squares,
-      isa::sum_magnitudes,
-      isa::upper_bounds,
-      isa::pool_max,
+      LPX_NAME,        isa::kLanes,         isa::load,
+      isa::convert,    isa::multiply,       isa::attend,
+      isa::sample,     isa::scan,           isa::pair_products,
+      isa::joint,      isa::bound,          isa::attention_statistic,
+      isa::aggregate,  isa::add_magnitudes, isa::removal_weights,
+      isa::removal,    isa::add_outputs,    isa::norms,
+      isa::magnitudes, isa::upper_bounds,   isa::pool_max,
       isa::gram,
   };
   return kernels;
