@@ -8,6 +8,7 @@ if ('path' in emulator) {
   // Before the library is looked for, which happens once a process.
   process.env.LAPROX_CUDA_PATH = emulator.path
   await import('./gpu/calls.test.js')
+  await import('./gpu/cost.test.js')
   await import('./gpu/select.test.js')
   await import('./gpu/compact.test.js')
 } else {

@@ -506,8 +506,11 @@ lpx_status compact(lpx_cuda_device* device, const lpx_cache* cache, const lpx_se
 
 // ---- selection straight from a cache
 
-bool keeps_norms(const lpx_cache& cache) {
-  return std::all_of(cache.layer, cache.layer + cache.layers, [](const lpx_cache_layer& layer) { return layer.value_norm.data != nullptr; });
+Known known_of(const Inputs& inputs) {
+  const lpx_cache& cache = inputs.cache;
+  const lpx_window_layer* windows = inputs.window == nullptr ? nullptr : inputs.window->layer;
+  return {std::all_of(cache.layer, cache.layer + cache.layers, [](const lpx_cache_layer& layer) { return layer.value_norm.data != nullptr; }),
+          windows != nullptr && std::all_of(windows, windows + cache.layers, [](const lpx_window_layer& layer) { return layer.lse != nullptr; })};
 }
 
 class CacheSelecting {
@@ -517,7 +520,7 @@ class CacheSelecting {
         report_(report),
         views_(arena, inputs, score_stride(inputs.cache.max_length)),
         pruning_(arena, views_.geometry(), inputs.cache.dtype, inputs.window == nullptr ? inputs.cache.dtype : inputs.window->dtype, *inputs.rule,
-                 &inputs.model->factors(), rule, keeps_norms(inputs.cache), inputs.model->device().path()) {}
+                 &inputs.model->factors(), rule, known_of(inputs), inputs.model->device().path()) {}
 
   void run(const Launch& launch) const {
     views_.upload(launch);

@@ -9,6 +9,8 @@ export const cpu = await Device.open('cpu')
 export const gpu: Device | string = await Device.open('cuda').catch((error: LaproxError) => error.message)
 export const there = typeof gpu !== 'string'
 export const device = gpu as Device
+/** Whether it is test/support/cuda's emulator. */
+export const emulated = there && device.info().name === 'Emulated GPU'
 
 /** The kernels that this GPU has, each as a device of its own. */
 export const paths: readonly (readonly [name: Kernels, device: Device])[] = there ? await openPaths() : [['auto', device]]

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const
   const int begin_tile = static_cast<int>(int64_t{tiles} * blockIdx.x / gridDim.x);
   const int end_tile = static_cast<int>(int64_t{tiles} * (blockIdx.x + 1) / gridDim.x);
   if (begin_tile >= end_tile) return;
-  int segment = segment_of_tile(b.tile_start, g.segments, begin_tile);
+  int segment = segment_of_tile_together(b.tile_start, g.segments, begin_tile);
   int known = -1;  // the segment of `factor`
   float* factor = factors[warp];
   for (int tile = begin_tile + warp; tile < end_tile; tile += kBoundThreads / 32) {
@@ -136,6 +136,35 @@ __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const
         *reinterpret_cast<float2*>(b.scores + segment * g.stride + token) = {score(norm[i].x, sum[i].x, token),
                                                                              score(norm[i].y, sum[i].y, token + 1)};
       }
+    }
+  }
+}
+
+// Tightens the bounds of listed tokens, whose roots are those of exact attention. Blocks of kBoundThreads in x, segments in y.
+__global__ void __launch_bounds__(kBoundThreads)
+    tighten_bounds(const __grid_constant__ BoundView b, const int32_t* tokens, const int32_t* counts, int heads) {
+  if (*b.g.status != LPX_OK) return;
+  const Geometry& g = b.g;
+  for (int segment = static_cast<int>(blockIdx.y); segment < g.segments; segment += static_cast<int>(gridDim.y)) {
+    const int count = counts[segment];
+    const int head = g.head_of(segment);
+    const int layer_index = g.layer_of(segment);
+    const LayerView& layer = g.layer[layer_index];
+    const float* singular = b.singular + (int64_t{layer_index} * g.kv_heads + head) * g.group;
+    const bool kept = layer.value_norm.data != nullptr;
+    const Rows rows(layer, layer.value_norm, g.sequence_of(segment), head);
+    for (int i = static_cast<int>(blockIdx.x) * kBoundThreads + static_cast<int>(threadIdx.x); i < count;
+         i += static_cast<int>(gridDim.x) * kBoundThreads) {
+      const int token = tokens[segment * g.stride + i];
+      const int64_t at = segment * g.stride + token;
+      const float norm = kept ? *reinterpret_cast<const float*>(rows(token)) : b.norms[at];
+      float sum = 0;
+      for (int h = 0; h < g.group; ++h) {
+        const __nv_bfloat16* roots = b.roots + (int64_t{segment} * b.panels + h / heads) * g.stride * heads;
+        sum += singular[h] * b.inflation[int64_t{segment} * g.group + h] * to_float(roots[int64_t{token} * heads + h % heads]);
+      }
+      const float score = -fminf(norm * layer.weight * sum * kBoundMargin + kVanishedBound, FLT_MAX);
+      b.scores[at] = fmaxf(score, b.scores[at]);
     }
   }
 }

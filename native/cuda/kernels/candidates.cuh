@@ -1,7 +1,8 @@
 // Lists of the entries whose exact scores are needed, by their upper bounds U: scores that are negative are -U (kernels/bound.cuh).
 //
-//   first   those that reach the cut of the bounds: as many as the budget, pooled
-//   second  the others that reach what the first ones prove of the threshold
+//   first   those that reach the cut of the bounds: more than the budget, pooled
+//   loose   the others that reach what the first ones prove of the threshold: their bounds can be tightened
+//   second  what still reaches it then
 //   rest    all others, where the candidates are too many to be worth it
 //
 // Reads a score an entry and writes 4 bytes a listed entry. A warp takes a tile, counts, reserves its run of the
@@ -15,11 +16,12 @@ namespace laprox::cuda {
 
 inline constexpr int kListThreadsOfTiles = 256;
 
-enum class List { kFirst, kSecond, kRest };
+enum class List { kFirst, kLoose, kSecond, kRest };
 
 // What a pruned call counts. Zero at its start.
 struct PruneCounts {
-  unsigned long long candidates;  // listed, but for the rest
+  unsigned long long candidates;  // in the first list or with a bound that reached the threshold, before it was tightened
+  unsigned long long exact;       // scores that were computed
   uint32_t blocks_done;
   uint32_t everything;  // the first list has all entries: the budget is large
   uint32_t rest;        // the third list is wanted
@@ -38,6 +40,7 @@ struct CandidateView {
   int32_t* tokens;             // [segments][stride]
   int32_t* counts;             // [segments]; zero before but for the rest, which is put behind the second list
   PruneCounts* total;
+  bool tightens;    // there is a loose list
   uint32_t* zeros;  // what is to be zero behind the first and the second list
   int64_t zero_words;
   double worthwhile_budget;
@@ -48,6 +51,7 @@ template <List kList>
 __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __grid_constant__ CandidateView c) {
   if (*c.status != LPX_OK) return;
   if (kList == List::kRest && c.total->rest == 0) return;
+  const bool counts_candidates = kList == List::kFirst || c.tightens == (kList == List::kLoose);
   __shared__ int64_t scratch[32];
   __shared__ uint32_t finished;
   const int lane = threadIdx.x % 32;
@@ -65,13 +69,13 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
     everything = static_cast<double>(quota) > c.worthwhile_budget * static_cast<double>(entries);
     if (everything && blockIdx.x == 0 && threadIdx.x == 0) c.total->everything = 1;
   }
-  if (kList != List::kRest)
+  if (kList == List::kFirst || kList == List::kSecond)
     for (int64_t i = blockIdx.x * kListThreadsOfTiles + threadIdx.x; i < c.zero_words; i += gridDim.x * kListThreadsOfTiles) c.zeros[i] = 0;
   const int64_t tiles = c.tile_start[c.segments];
   const int begin_tile = static_cast<int>(tiles * blockIdx.x / gridDim.x);
   const int end_tile = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
   unsigned long long candidates = 0;
-  int segment = begin_tile < end_tile ? segment_of_tile(c.tile_start, c.segments, begin_tile) : 0;
+  int segment = begin_tile < end_tile ? segment_of_tile_together(c.tile_start, c.segments, begin_tile) : 0;
   for (int tile = begin_tile + warp; tile < end_tile; tile += kListThreadsOfTiles / 32) {
     while (c.tile_start[segment + 1] <= tile) ++segment;
     const int length = c.lengths[segment];
@@ -112,22 +116,26 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
   }
   if constexpr (kList == List::kRest) return;
   candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));
-  if (threadIdx.x == 0 && candidates > 0) atomicAdd(&c.total->candidates, candidates);
-  if constexpr (kList == List::kSecond) {
-    if (threadIdx.x == 0) {
-      __threadfence();
-      finished = atomicAdd(&c.total->blocks_done, 1u);
-    }
-    __syncthreads();
-    if (finished + 1 != gridDim.x) return;
-    int64_t entries = 0;
-    for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) entries += c.parts.entries[part];
-    entries = block_sum(entries, scratch);
-    if (threadIdx.x != 0) return;
-    __threadfence();
-    const auto all = static_cast<double>(atomicAdd(&c.total->candidates, 0ull));
-    if (c.total->everything == 0 && all > c.worthwhile_candidates * static_cast<double>(entries)) c.total->rest = 1;
+  if (threadIdx.x == 0 && candidates > 0) {
+    if (kList != List::kLoose) atomicAdd(&c.total->exact, candidates);
+    if (counts_candidates) atomicAdd(&c.total->candidates, candidates);
   }
+  if (kList == List::kFirst || !counts_candidates) return;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    finished = atomicAdd(&c.total->blocks_done, 1u);
+  }
+  __syncthreads();
+  if (finished + 1 != gridDim.x) return;
+  int64_t entries = 0;
+  for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) entries += c.parts.entries[part];
+  entries = block_sum(entries, scratch);
+  __threadfence();
+  const auto all = static_cast<double>(__ldcg(&c.total->candidates));
+  if (c.total->everything != 0 || all <= c.worthwhile_candidates * static_cast<double>(entries)) return;
+  if (threadIdx.x == 0) c.total->rest = 1;
+  if (kList == List::kLoose)  // all scores are computed: no bound need be tight
+    for (int i = threadIdx.x; i < c.segments; i += blockDim.x) c.counts[i] = 0;
 }
 
 struct Text {
@@ -141,7 +149,7 @@ __global__ void report_pruning(const int32_t* status, const PruneCounts* total, 
   const bool full = total == nullptr || total->everything != 0 || total->rest != 0 || entries == 0;
   report->path = full ? LPX_PATH_FULL : LPX_PATH_PRUNED;
   report->candidates = full ? entries : static_cast<int64_t>(total->candidates);
-  report->exact_scores = report->candidates;
+  report->exact_scores = full ? entries : static_cast<int64_t>(total->exact);
   Text text{};
   if (total == nullptr) {
     text = obstacle;

@@ -175,7 +175,8 @@ __device__ inline int busy_workers(const ScanView& v) { return min(v.workers, v.
 // A worker's pieces, one after another: `while (pieces.next(piece))`.
 class Pieces {
  public:
-  __device__ Pieces(const ScanView& v, int worker) : v_(v), worker_(worker) {
+  // `listed`: tiles are of lists of tokens, and those of a segment begin at 0.
+  __device__ Pieces(const ScanView& v, int worker, bool listed = false) : v_(v), worker_(worker), listed_(listed) {
     const int64_t all = v.first_tile[v.g.segments];
     const int workers = busy_workers(v);
     if (worker >= workers) return;
@@ -195,7 +196,7 @@ class Pieces {
     if (tile_ >= end_) return false;
     while (v_.first_tile[segment_ + 1] <= tile_) ++segment_;
     const int until = min(end_, v_.first_tile[segment_ + 1]);
-    const int first = v_.ranges[segment_].begin / kScanTile + tile_ - v_.first_tile[segment_];
+    const int first = (listed_ ? 0 : v_.ranges[segment_].begin / kScanTile) + tile_ - v_.first_tile[segment_];
     piece = {segment_, first * kScanTile, until - tile_, int64_t{worker_} + segment_};
     tile_ = until;
     return true;
@@ -204,6 +205,7 @@ class Pieces {
  private:
   const ScanView& v_;
   int worker_;
+  bool listed_;
   int tile_ = 0;
   int end_ = 0;
   int segment_ = 0;
@@ -221,9 +223,10 @@ __device__ inline int worker_of(const ScanView& v, int tile) {
 template <typename Tile, int WarpRows = 0>
 class TileCopier {
  public:
-  __device__ TileCopier(const Rows& keys, int warp)
+  // `listed`: rows are tokens of a list.
+  __device__ TileCopier(const Rows& keys, int warp, bool listed = false)
       : keys_(keys),
-        whole_(WarpRows > 0 && (keys.table == nullptr || keys.page_size % kScanTile == 0)),
+        whole_(WarpRows > 0 && !listed && (keys.table == nullptr || keys.page_size % kScanTile == 0)),
         rows_(WarpRows > 0 ? WarpRows : (kScanTile * 32 / static_cast<int>(blockDim.x) + 7) / 8 * 8),
         first_(warp * rows_) {}
 

@@ -9,8 +9,9 @@ namespace laprox::cuda {
 
 inline constexpr int kDealThreads = 1024;
 
-// first_tile[x] = tiles before segment x. Where `whole`, of all tokens, seen or not, and ranges become that. One block.
-__global__ void __launch_bounds__(kDealThreads) deal_tiles(ScanView v, bool whole) {
+// first_tile[x] = tiles before segment x: of the tokens that some row sees; where `whole`, of all, and ranges become that; where there are `counts`,
+// of lists so long. One block.
+__global__ void __launch_bounds__(kDealThreads) deal_tiles(ScanView v, bool whole, const int32_t* counts) {
   __shared__ int32_t scratch[32];
   if (*v.g.status != LPX_OK) return;
   int32_t before = 0;
@@ -23,7 +24,9 @@ __global__ void __launch_bounds__(kDealThreads) deal_tiles(ScanView v, bool whol
         range.begin = 0;
         range.end = v.g.lengths[segment];
       }
-      if ((whole || !v.skips(v.g.layer[v.g.layer_of(segment)])) && range.end > range.begin)
+      if (counts != nullptr)
+        tiles = (counts[segment] + kScanTile - 1) / kScanTile;
+      else if ((whole || !v.skips(v.g.layer[v.g.layer_of(segment)])) && range.end > range.begin)
         tiles = (range.end + kScanTile - 1) / kScanTile - range.begin / kScanTile;
     }
     int32_t total = 0;
@@ -38,7 +41,8 @@ __global__ void __launch_bounds__(kDealThreads) deal_tiles(ScanView v, bool whol
 // double. In a repair (`repair`), of the outgrown segments alone, partials are log-sum-exps.
 inline constexpr int kFinishGroups = 8;
 
-__global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, float* log_sums, float* inflation, bool repair) {
+__global__ void __launch_bounds__(32 * kFinishGroups)
+    finish_scan(ScanView v, float* log_sums, float* inflation, float* exact_inflation, bool repair) {
   __shared__ double sums[kFinishGroups][32];
   const Geometry& g = v.g;
   const int segment = blockIdx.x / g.group;
@@ -54,6 +58,7 @@ __global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, fl
   const int last = begin < end ? worker_of(v, end - 1) + 1 : 0;  // pieces [first, last)
   const int64_t row0 = int64_t{h} * v.head_rows;
   float most = 0;
+  float most_exact = 0;  // where the log-sum-exps are the references
   bool nan = false;
   for (int q0 = 0; q0 < g.rows; q0 += 32) {
     const int q = q0 + lane;
@@ -98,16 +103,22 @@ __global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(ScanView v, fl
         // References, bounds and scores are rounded in float, their logits by the tensor cores: a margin for what they are made of.
         const float margin = 5e-6f * (16 + fabsf(lse) + fabsf(b));
         most = fmaxf(most, exp2f(b - lse + margin));
+        most_exact = fmaxf(most_exact, exp2f(1e-5f * (8 + fabsf(lse))));
         nan = nan || lse != lse;
       }
     }
     __syncthreads();
   }
   if (warp != 0) return;
-  for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+  for (int offset = 16; offset > 0; offset /= 2) {
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+    most_exact = fmaxf(most_exact, __shfl_xor_sync(0xffffffffu, most_exact, offset));
+  }
   nan = __any_sync(0xffffffffu, nan);
   // Not 0: roots may be +inf.
-  if (lane == 0) inflation[int64_t{segment} * g.group + h] = nan ? NAN : fmaxf(most, 1.5e-19f);
+  if (lane != 0) return;
+  inflation[int64_t{segment} * g.group + h] = nan ? NAN : fmaxf(most, 1.5e-19f);
+  exact_inflation[int64_t{segment} * g.group + h] = nan ? NAN : most_exact;
 }
 
 }  // namespace laprox::cuda

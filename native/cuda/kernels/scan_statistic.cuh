@@ -1,13 +1,15 @@
-// Scores that a scan can write, where log-sum-exps are known: e is the attention itself.
+// What a scan can tell where log-sum-exps are known, so that e is the attention itself.
 #pragma once
 
 #include "cuda/kernels/views.cuh"
 
 namespace laprox::cuda {
 
-// Scores from a statistic of attention: of each head over the window's rows, aggregated over the heads of the group.
+// Roots of listed tokens, or scores from a statistic of attention: of each head over the window's rows, aggregated over the heads of the group.
 struct StatisticView {
   const float* log_sums;  // [segments][R * m]
+  const int32_t* tokens;  // [segments][stride]: lists
+  const int32_t* counts;  // [segments]
   float* scores;          // [segments][stride]
   lpx_aggregation aggregation;
   bool mean;       // of the rows that exist

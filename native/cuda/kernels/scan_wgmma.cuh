@@ -54,8 +54,9 @@ struct WgmmaScan {
 // What a scan is for.
 enum class ScanFor {
   kSums,     // log-sum-exps, and roots where they are wanted
-  kAverage,  // scores from sums of attention, with known log-sum-exps
-  kEnergy    // likewise from sums of its squares
+  kRoots,    // roots of listed tokens, with known log-sum-exps
+  kAverage,  // likewise scores of all tokens from sums of attention
+  kEnergy    // and from sums of its squares
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -148,13 +149,25 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   const uint32_t tiles = queries + Scan::kQueryBytes + group * Scan::kStages * Scan::kTileBytes;
   const int lane = threadIdx.x % 32;
   const Rows keys(layer, layer.key, g.sequence_of(segment), g.head_of(segment));
-  TileCopier<typename Scan::Tile, kScanTile / 4> copier(keys, warp);
+  constexpr bool kListed = For == ScanFor::kRoots;
+  const int32_t* const listed = kListed ? statistic.tokens + segment * g.stride : nullptr;
+  const int listed_count = kListed ? statistic.counts[segment] : 0;
+  const auto listed_token = [&](int i) { return i < listed_count ? __ldg(listed + i) : -1; };
+  TileCopier<typename Scan::Tile, kScanTile / 4> copier(keys, warp, kListed);
   // Tile `i` of this warpgroup.
   const int count = (piece.tiles - group + kGroups - 1) / kGroups;
   const auto first_of = [&](int i) { return piece.first + (i * kGroups + group) * kScanTile; };
   const auto copy = [&](int i) {
     if (i < count) copier.copy(tiles + i % Scan::kStages * Scan::kTileBytes);
     commit_copies();
+  };
+  const auto find = [&](int i) {
+    if (i >= count) return;
+    const int first = first_of(i);
+    if constexpr (kListed)
+      copier.find([&](int row) { return listed_token(first + row); });
+    else
+      copier.find(first, range.end);
   };
   load_panel<T, D, Bands>(v, segment, panel, queries);
   if (For == ScanFor::kSums) {
@@ -168,10 +181,10 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   }
   commit_copies();
   for (int i = 0; i < Scan::kStages - 1; ++i) {
-    if (i < count) copier.find(first_of(i), range.end);
+    find(i);
     copy(i);
   }
-  if (Scan::kStages - 1 < count) copier.find(first_of(Scan::kStages - 1), range.end);
+  find(Scan::kStages - 1);
 
   const LogitRule rule(layer);
   const int head_bands = v.head_bands();
@@ -181,9 +194,9 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   const int head = panel * heads + band / head_bands;
   const bool owns = lane % 4 < Bands && band % head_bands == 0 && head < g.group;
   __nv_bfloat16* roots = nullptr;
-  if (For == ScanFor::kSums && v.roots != nullptr && owns)
+  if ((For == ScanFor::kSums || For == ScanFor::kRoots) && v.roots != nullptr && owns)
     roots = v.roots + (int64_t{segment} * v.panels + panel) * g.stride * heads + band / head_bands;
-  const float scale = For == ScanFor::kSums ? 1.0f : statistic.scale(g, segment, layer.weight);
+  const float scale = For == ScanFor::kAverage || For == ScanFor::kEnergy ? statistic.scale(g, segment, layer.weight) : 1.0f;
   const bool linear = For == ScanFor::kAverage && statistic.aggregation != LPX_AGGREGATE_MAX && statistic.aggregation != LPX_AGGREGATE_RSS;
   const float2* const references = reinterpret_cast<const float2*>(shared.references) + lane % 4;
   const uint32_t query_matrix = swizzled_matrix(queries);
@@ -207,14 +220,26 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
       multiply_warpgroup<T, Scan::kRows>(c, key_matrix + Scan::step(kScanTile, k) / 16, query_matrix + Scan::step(Scan::kRows, k) / 16, k > 0);
     commit_products();
     copy(i + Scan::kStages - 1);
-    if (i + Scan::kStages < count) copier.find(first_of(i + Scan::kStages), range.end);
+    find(i + Scan::kStages);
+    const int first = first_of(i);
+    int token[2];  // this thread's; negative or not below `range.end`: not there
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int at = first + warp * 16 + lane / 4 + j * 8;
+      token[j] = kListed ? listed_token(at) : at;
+    }
+    bool full = first >= range.full_begin && first + kScanTile <= range.full_end;
+    if constexpr (kListed) {
+      full = true;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) full = full && (token[j] < 0 || (token[j] >= range.full_begin && token[j] < range.full_end));
+      full = __all_sync(0xffffffffu, full);
+    }
     wait_products<0>(c);
 
-    const int first = first_of(i);
-    const int token = first + warp * 16 + lane / 4;
-    float totals[2][Bands];  // over this thread's rows, of `token` and the token 8 further
+    float totals[2][Bands];  // over this thread's rows
     const auto add = [&](float e, float total) { return For == ScanFor::kAverage ? total + e : fmaf(e, e, total); };
-    if (first >= range.full_begin && first + kScanTile <= range.full_end && !rule.capped) {
+    if (full && !rule.capped) {
 #pragma unroll
       for (int b = 0; b < Bands; ++b) {
         float total[2] = {};
@@ -240,7 +265,7 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         position[i] = INT32_MAX;  // does not exist: beyond every row
-        if (token + i * 8 < range.end) position[i] = token_position(layer, g.sequence_of(segment), g.head_of(segment), token + i * 8);
+        if (token[i] >= 0 && token[i] < range.end) position[i] = token_position(layer, g.sequence_of(segment), g.head_of(segment), token[i]);
       }
       const int row0 = g.row_position(segment, 0);
 #pragma unroll
@@ -264,7 +289,7 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
     if (For == ScanFor::kSums && v.roots == nullptr) continue;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int at = token + i * 8;
+      const int at = token[i];
       float total;
       if (linear) {  // a sum over all rows of all heads
         total = totals[i][0];
@@ -277,8 +302,8 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
         if (head_bands >= 2) total += __shfl_xor_sync(0xffffffffu, total, 1);
         if (head_bands >= 3) total += __shfl_xor_sync(0xffffffffu, total, 2);
       }
-      if constexpr (For == ScanFor::kSums) {
-        if (roots != nullptr && at < range.end) roots[int64_t{at} * heads] = root_of_squares(total);
+      if constexpr (For == ScanFor::kSums || For == ScanFor::kRoots) {
+        if (roots != nullptr && at >= 0 && at < range.end) roots[int64_t{at} * heads] = root_of_squares(total);
       } else {
         if (!linear) total = aggregate_quad(For == ScanFor::kEnergy ? sqrtf(total) : total, owns, statistic.aggregation);
         if (lane % 4 != 0 || at >= range.end) continue;
@@ -312,17 +337,17 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
 
 #endif
 
-// Blocks are (worker, panel), panels first, so that those of a worker run side by side and K comes from the L2 cache for all but one. Statistics
-// are of panel `only`: what the panels before it found is in the scores.
+// Blocks are (worker, panel), panels first, so that those of a worker run side by side and K comes from the L2 cache for all but one. Scores are
+// of one panel: what the panels before it found is in them.
 template <typename T, int D, int Bands, ScanFor For>
 __global__ void __launch_bounds__(kGroups* kWarpgroup, 1)
     scan_wgmma(const __grid_constant__ ScanView v, const __grid_constant__ StatisticView statistic) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) char memory[];
   if (*v.g.status != LPX_OK) return;
-  const bool all_panels = For == ScanFor::kSums;
+  const bool all_panels = For == ScanFor::kSums || For == ScanFor::kRoots;
   const int panel = all_panels ? static_cast<int>(blockIdx.x) % v.panels : statistic.panel;
-  Pieces pieces(v, all_panels ? static_cast<int>(blockIdx.x) / v.panels : static_cast<int>(blockIdx.x));
+  Pieces pieces(v, all_panels ? static_cast<int>(blockIdx.x) / v.panels : static_cast<int>(blockIdx.x), For == ScanFor::kRoots);
   for (Piece piece; pieces.next(piece);) scan_piece<T, D, Bands, For>(v, statistic, piece, panel, memory);
 #endif
 }

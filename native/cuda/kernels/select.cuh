@@ -444,7 +444,7 @@ __device__ inline void for_each_part(const RankPass& p, Body&& body) {
   int tile = static_cast<int>(tiles * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
   if (tile >= end) return;
-  int segment = segment_of_tile(p.tile_start, segments, tile);
+  int segment = segment_of_tile_together(p.tile_start, segments, tile);
   while (tile < end) {
     const int part = p.ranked.of(segment);
     int run = tile;

@@ -145,7 +145,22 @@ __device__ inline uint32_t mask_of(int lane, int begin, int end) {
   return from >= until ? 0 : (~0u >> (32 - until + from)) << from;
 }
 
-// The segment that a tile belongs to.
+// The segment that a tile belongs to. All lanes of a warp ask for the same tile: two steps for a thousand segments.
+__device__ inline int segment_of_tile_together(const int32_t* tile_start, int segments, int tile) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int low = 0;  // begins at the tile or before it
+  int high = segments;
+  while (high - low > 1) {
+    const int step = (high - low + 31) / 32;
+    const int at = low + (lane + 1) * step;
+    const bool before = at < high && tile_start[at] <= tile;
+    low += __popc(__ballot_sync(~0u, before)) * step;
+    high = min(high, low + step);
+  }
+  return low;
+}
+
+// The same of a tile of one's own.
 __device__ inline int segment_of_tile(const int32_t* tile_start, int segments, int tile) {
   int low = 0;
   for (int high = segments - 1; low < high;) {

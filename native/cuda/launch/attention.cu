@@ -46,6 +46,7 @@ Attention::Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_d
   view_.outgrown = arena.take<int32_t>(shape.segments + 1);
   log_sums_ = arena.take<float>(int64_t{shape.segments} * shape.group * shape.rows);
   inflation_ = arena.take<float>(int64_t{shape.segments} * shape.group);
+  exact_inflation_ = arena.take<float>(int64_t{shape.segments} * shape.group);
 }
 
 ScanView Attention::view(const Geometry& g) const {
@@ -60,7 +61,7 @@ void Attention::run(const Launch& launch, const Geometry& g) const {
   const auto blocks = static_cast<unsigned>(g.segments * g.group);
   const bool plain = path_ == Path::kPlain;
   plain ? sample_plain(launch, v, cache_, window_) : sample_mma(launch, v, cache_);
-  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, false);
+  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, false, nullptr);
   launch.check("scan");
   if (plain)
     scan_plain(launch, v, cache_, window_);
@@ -68,11 +69,22 @@ void Attention::run(const Launch& launch, const Geometry& g) const {
     scan_wgmma(launch, v, cache_);
   else
     scan_mma(launch, v, cache_);
-  finish_scan<<<blocks, 32 * kFinishGroups, 0, launch.stream>>>(v, log_sums_, inflation_, false);
+  finish_scan<<<blocks, 32 * kFinishGroups, 0, launch.stream>>>(v, log_sums_, inflation_, exact_inflation_, false);
   launch.check("log-sum-exps");
   plain ? repair_plain(launch, v, cache_, window_) : repair_mma(launch, v, cache_);
-  finish_scan<<<blocks, 32 * kFinishGroups, 0, launch.stream>>>(v, log_sums_, inflation_, true);
+  finish_scan<<<blocks, 32 * kFinishGroups, 0, launch.stream>>>(v, log_sums_, inflation_, exact_inflation_, true);
   launch.check("repaired log-sum-exps");
+}
+
+void Attention::find_roots(const Launch& launch, const Geometry& g, const int32_t* tokens, const int32_t* counts) const {
+  const ScanView v = view(g);
+  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, false, counts);
+  launch.check("attention norms");
+  StatisticView lists{};
+  lists.log_sums = log_sums_;
+  lists.tokens = tokens;
+  lists.counts = counts;
+  roots_wgmma(launch, v, lists, cache_);
 }
 
 bool Attention::scores(const lpx_score_rule& rule) const {
@@ -84,9 +96,15 @@ void Attention::score(const Launch& launch, const Geometry& g, const lpx_score_r
   ScanView v = view(g);
   v.roots = nullptr;
   v.workers = kHopperBlocks;  // a panel has the chip for itself
-  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, true);
+  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, true, nullptr);
   launch.check("attention statistics");
-  StatisticView statistic{log_sums_, scores, rule.aggregation, rule.attention == LPX_ATTENTION_MEAN, rule.attention == LPX_ATTENTION_LAST, weigh, 0};
+  StatisticView statistic{};
+  statistic.log_sums = log_sums_;
+  statistic.scores = scores;
+  statistic.aggregation = rule.aggregation;
+  statistic.mean = rule.attention == LPX_ATTENTION_MEAN;
+  statistic.only_last = rule.attention == LPX_ATTENTION_LAST;
+  statistic.weigh = weigh;
   for (; statistic.panel < v.panels; ++statistic.panel) score_wgmma(launch, v, statistic, rule.attention == LPX_ATTENTION_L2, cache_);
 }
 

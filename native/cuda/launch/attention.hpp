@@ -15,6 +15,11 @@ class Attention {
   // Six launches: sample, numbers of tiles, scan, finish, and the repair of outgrown references, which ends at once where there are none.
   void run(const Launch& launch, const Geometry& g) const;
 
+  // Whether `find_roots` can be called.
+  bool finds_roots() const { return path_ == Path::kHopper; }
+  // roots = ||a_h|| of listed tokens, within exact_inflation, from their keys. `tokens` [segments][stride], `counts` [segments]. After `run`.
+  void find_roots(const Launch& launch, const Geometry& g, const int32_t* tokens, const int32_t* counts) const;
+
   // Whether `score` serves the rule.
   bool scores(const lpx_score_rule& rule) const;
   // scores = the group's attention statistic of every token, from one more read of K a panel. After `run`.
@@ -30,6 +35,8 @@ class Attention {
   const Range* ranges() const { return view_.ranges; }
   // [segments][R]: ||a_h[:,i]|| <= inflation * roots, with a margin for rounding.
   const float* inflation() const { return inflation_; }
+  // The same for what find_roots found.
+  const float* exact_inflation() const { return exact_inflation_; }
 
  private:
   ScanView view(const Geometry& g) const;
@@ -40,6 +47,7 @@ class Attention {
   ScanView view_{};
   float* log_sums_;
   float* inflation_;
+  float* exact_inflation_;
 };
 
 struct StatisticView;
@@ -52,6 +60,7 @@ void sample_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
 void scan_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
 void repair_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
 void scan_wgmma(const Launch& launch, const ScanView& v, lpx_dtype dtype);
+void roots_wgmma(const Launch& launch, const ScanView& v, const StatisticView& lists, lpx_dtype dtype);
 void score_wgmma(const Launch& launch, const ScanView& v, const StatisticView& statistic, bool squares, lpx_dtype dtype);
 
 }  // namespace laprox::cuda

@@ -8,7 +8,8 @@ namespace {
 template <typename T, int D, int Bands, ScanFor For>
 void start(const Launch& launch, const ScanView& v, const StatisticView& statistic) {
   constexpr int kBytes = WgmmaScan<T, D, Bands>::kBytes;
-  const auto blocks = static_cast<unsigned>(For == ScanFor::kSums ? v.workers * v.panels : v.workers);
+  const bool all_panels = For == ScanFor::kSums || For == ScanFor::kRoots;
+  const auto blocks = static_cast<unsigned>(all_panels ? v.workers * v.panels : v.workers);
   check(cudaFuncSetAttribute(scan_wgmma<T, D, Bands, For>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "scan");
   scan_wgmma<T, D, Bands, For><<<blocks, kGroups * kWarpgroup, kBytes, launch.stream>>>(v, statistic);
   launch.check("scan");
@@ -40,6 +41,10 @@ void with_dtype(const Launch& launch, const ScanView& v, const StatisticView& st
 }  // namespace
 
 void scan_wgmma(const Launch& launch, const ScanView& v, lpx_dtype dtype) { with_dtype<ScanFor::kSums>(launch, v, {}, dtype); }
+
+void roots_wgmma(const Launch& launch, const ScanView& v, const StatisticView& lists, lpx_dtype dtype) {
+  with_dtype<ScanFor::kRoots>(launch, v, lists, dtype);
+}
 
 void score_wgmma(const Launch& launch, const ScanView& v, const StatisticView& statistic, bool squares, lpx_dtype dtype) {
   if (squares) return with_dtype<ScanFor::kEnergy>(launch, v, statistic, dtype);

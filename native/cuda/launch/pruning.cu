@@ -11,7 +11,7 @@ namespace laprox::cuda {
 namespace {
 
 constexpr int kListBlocks = 8;  // a multiprocessor
-constexpr int kLists = 2;
+constexpr int kLists = 3;
 constexpr double kProving = 1.5;  // of the budget: exact scores that prove a threshold; a third of them may be of entries that only seemed large
 
 Text text_of(const char* sentence) {
@@ -42,8 +42,12 @@ struct Pruning::Bounds {
 Pruning::~Pruning() = default;
 
 Pruning::Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& score_rule,
-                 const DeviceFactors* factors, const lpx_select_rule& select_rule, bool keeps_norms, Path path, const PruningSizes& sizes)
-    : sizes_(sizes), obstacle_(obstacle_of(score_rule, select_rule, sizes.worthwhile_budget)), cache_(cache), factors_(factors) {
+                 const DeviceFactors* factors, const lpx_select_rule& select_rule, const Known& known, Path path, const PruningSizes& sizes)
+    : sizes_(sizes),
+      obstacle_(obstacle_of(score_rule, select_rule, sizes.worthwhile_budget)),
+      cache_(cache),
+      loose_(!known.log_sums),
+      factors_(factors) {
   row_bytes_ = static_cast<int64_t>(element_size(cache)) * shape.head_dim;
   const int64_t slots = int64_t{shape.segments} * shape.stride;
   scores_ = arena.take<float>(slots);
@@ -63,7 +67,7 @@ Pruning::Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype
   bounds_->tokens = reinterpret_cast<int32_t*>(shared);
   Arena lists = shared == nullptr ? Arena() : Arena(shared, shared_bytes);
   select_ = std::make_unique<Select>(arena, view(shape), select_rule, sizes.select, &lists);
-  if (!keeps_norms) bounds_->norms = arena.take<float>(slots);
+  if (!known.norms) bounds_->norms = arena.take<float>(slots);
   const int64_t header = (static_cast<int64_t>(sizeof(PruneCounts)) + 3) / 4;
   bounds_->zero_words = static_cast<int32_t>(header + kLists * int64_t{shape.segments});
   auto* zeros = arena.take<int32_t>(bounds_->zero_words);
@@ -93,17 +97,17 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
   const auto grid = [&](int each) { return static_cast<unsigned>(std::min<int64_t>(int64_t{launch.multiprocessors} * each, select_->max_tiles())); };
 
   if (own.norms != nullptr) value_norms(launch, g, cache_, own.norms);
-  const BoundView bound = {g,
-                           select_->tile_start(),
-                           attention_->roots(),
-                           attention_->panels(),
-                           attention_->ranges(),
-                           attention_->inflation(),
-                           factors_->singular(),
-                           own.norms,
-                           scores_,
-                           reinterpret_cast<uint32_t*>(own.total),
-                           own.zero_words};
+  BoundView bound = {g,
+                     select_->tile_start(),
+                     attention_->roots(),
+                     attention_->panels(),
+                     attention_->ranges(),
+                     attention_->inflation(),
+                     factors_->singular(),
+                     own.norms,
+                     scores_,
+                     reinterpret_cast<uint32_t*>(own.total),
+                     own.zero_words};
   const int heads = attention_->panel_heads();
   const auto find_bounds = heads == 1   ? laprox::cuda::find_bounds<1>
                            : heads == 2 ? laprox::cuda::find_bounds<2>
@@ -124,6 +128,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
   lists.floor_cuts = select_->floor_cuts();
   lists.tokens = own.tokens;
   lists.total = own.total;
+  lists.tightens = loose_ && attention_->finds_roots();
   lists.zeros = select_->zeros();
   lists.zero_words = select_->zero_words();
   lists.worthwhile_budget = sizes_.worthwhile_budget;
@@ -142,9 +147,18 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
   exact_->run(launch, g, &first, scores_);
 
   select_->lower_bounds(launch, scores);
-  const Candidates second{own.tokens, own.counts + g.segments};
-  list(list_candidates<List::kSecond>, own.counts + g.segments);
-  list(list_candidates<List::kRest>, own.counts + g.segments);
+  if (lists.tightens) {
+    int32_t* const loose = own.counts + g.segments;
+    list(list_candidates<List::kLoose>, loose);
+    attention_->find_roots(launch, g, own.tokens, loose);
+    bound.inflation = attention_->exact_inflation();
+    const dim3 blocks(8, static_cast<unsigned>(std::min(g.segments, 65535)));
+    tighten_bounds<<<blocks, kBoundThreads, 0, launch.stream>>>(bound, own.tokens, loose, heads);
+    launch.check("bounds");
+  }
+  const Candidates second{own.tokens, own.counts + 2 * int64_t{g.segments}};
+  list(list_candidates<List::kSecond>, own.counts + 2 * int64_t{g.segments});
+  list(list_candidates<List::kRest>, own.counts + 2 * int64_t{g.segments});
   exact_->run(launch, g, &second, scores_);
   select_->select(launch, scores, out, report, false);
 }

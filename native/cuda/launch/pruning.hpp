@@ -20,12 +20,18 @@ struct PruningSizes {
   double worthwhile_budget = 0.25;      // likewise
 };
 
+// What a call hands over, for all layers.
+struct Known {
+  bool norms;     // ||v|| of every row
+  bool log_sums;  // log-sum-exps of the window: bounds are tight from the begin
+};
+
 // lpx_select_cache: attention, scores and selection, pruned where that can pay, all scores otherwise.
 class Pruning {
  public:
-  // `factors` is null for rules that need no projection; `rows` of the shape is 0 without a window; `keeps_norms`: all layers of the cache do.
+  // `factors` is null for rules that need no projection; `rows` of the shape is 0 without a window.
   Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& score_rule, const DeviceFactors* factors,
-          const lpx_select_rule& select_rule, bool keeps_norms, Path path, const PruningSizes& sizes = {});
+          const lpx_select_rule& select_rule, const Known& known, Path path, const PruningSizes& sizes = {});
   ~Pruning();
 
   // As Select::run. The same selection as from all scores, to the bit. `report` is device memory or null.
@@ -41,6 +47,7 @@ class Pruning {
   const char* obstacle_;  // why all scores are computed; null: they need not be
   int64_t row_bytes_ = 0;
   lpx_dtype cache_;
+  bool loose_;               // bounds can be tightened
   float* scores_ = nullptr;  // [segments][stride]; negative: of an entry that has but a bound
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Exact> exact_;
