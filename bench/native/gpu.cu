@@ -1,6 +1,9 @@
 // Measures laprox on a GPU through its C ABI, and prints what it finds as lines of JSON; bench/gpu/main.ts makes a table of them.
 //
 //   gpu [--models a,b] [--tokens 8192,131072] [--inputs peaked,diffuse] [--stages evict,scan] [--runs 30] [--kernels portable] [--profile]
+//       [--answers]
+//
+// --answers: measures nothing and checks all answers, for a memory or race checker.
 //
 // Whole models are built in memory, caches are contiguous and filled from a seed (gpu_data.cuh). Answers are checked before
 // anything is timed: selections of the pruned path against those of all scores, bit for bit; scores against bounds that
@@ -50,6 +53,7 @@ struct Options {
   int runs = 30;
   lpx_kernels kernels = LPX_KERNELS_AUTO;
   bool profile = false;
+  bool answers = false;
 };
 
 using bench::check;
@@ -282,6 +286,7 @@ class Configuration {
     Compacted compacted(s_, selected.kept);
     value_norms();
     check_answers(selected, compacted);
+    if (options_.answers) return call_the_rest(compacted);
 
     const double kv_read = 2.0 * row_bytes() * static_cast<double>(s_.entries());
     const double k_read = kv_read / 2;
@@ -293,22 +298,24 @@ class Configuration {
     scan();
 
     const lpx_score_rule joint = joint_rule();
-    score("score-joint", joint, false, {{k_read, logits}, {kv_read + score_bytes, logits + value_terms(static_cast<double>(s_.entries()))}});
     const lpx_score_rule snapkv = snapkv_rule();
     score("score-snapkv", snapkv, false, {{k_read, logits}, {k_read + score_bytes, logits}});
     score("score-snapkv-given-lse", snapkv, true, {{k_read + score_bytes, logits}});
 
-    if (!wanted("select") && !wanted("compact")) return;
-    call_score(joint, false);
-    select(selected);
-    compact(selected, compacted, kKeep);
-    if (s_.entries() * row_bytes() * 5 < free_bytes()) {
-      Selected many(s_, kept(kKeepMany));
-      compacted = Compacted(s_, many.kept);
-      call_select(kKeepMany, many);
-      synchronize("selecting half");
-      compact(many, compacted, kKeepMany);
+    if (wanted("select") || wanted("compact")) {
+      call_score(joint, false);
+      select(selected);
+      compact(selected, compacted, kKeep);
+      if (s_.entries() * row_bytes() * 5 < free_bytes()) {
+        Selected many(s_, kept(kKeepMany));
+        compacted = Compacted(s_, many.kept);
+        call_select(kKeepMany, many);
+        synchronize("selecting half");
+        compact(many, compacted, kKeepMany);
+      }
     }
+    // Last: after a second of matrix products the card lowers its clocks for a while, and what comes then is up to a fifth slower.
+    score("score-joint", joint, false, {{k_read, logits}, {kv_read + score_bytes, logits + value_terms(static_cast<double>(s_.entries()))}});
   }
 
  private:
@@ -599,6 +606,7 @@ class Configuration {
     const lpx_call to = call(0);
     check(lpx_value_norms(device_, &of, &to), "lpx_value_norms");
     synchronize("lpx_value_norms");
+    if (options_.answers) return;
     attempt("value-norms", 0, [&] {
       const Timing timing = timer_([&] { check(lpx_value_norms(device_, &of, &to), "lpx_value_norms"); });
       synchronize("lpx_value_norms");
@@ -607,6 +615,16 @@ class Configuration {
       add_phases(out, {{(row_bytes() + 4) * static_cast<double>(s_.entries()), 0}});
       out.print();
     });
+  }
+
+  // What the checks of answers do not call.
+  void call_the_rest(const Compacted& compacted) {
+    for (const bool lse : {false, true}) call_score(snapkv_rule(), lse);
+    call_score(joint_rule(), false);
+    Selected selected(s_, compacted.positions.count());
+    call_select(kKeep, selected);
+    call_compact(true, selected, compacted);
+    synchronize("other calls");
   }
 
   // The selections of both paths, and the statistics of what the generator made.
@@ -826,8 +844,8 @@ Options read_options(int count, char** arguments) {
   Options to;
   for (int i = 1; i < count; i++) {
     const std::string name = arguments[i];
-    if (name == "--profile") {
-      to.profile = true;
+    if (name == "--profile" || name == "--answers") {
+      (name == "--profile" ? to.profile : to.answers) = true;
       continue;
     }
     if (i + 1 == count) throw std::runtime_error(name + " needs a value");
@@ -878,7 +896,7 @@ int run(int count, char** arguments) {
   int failures = 0;
   {
     Timer timer(stream, options.runs);
-    measure_machine(timer, device);
+    if (!options.answers) measure_machine(timer, device);
     for (const Model& model : kModels) {
       if (!options.models.empty() && std::find(options.models.begin(), options.models.end(), model.name) == options.models.end()) continue;
       Shape shape{model.measured_layers, model.query_heads, model.kv_heads, kHeadDim, model.model_dim, kRows, 0};

@@ -46,7 +46,7 @@ Pruning::Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype
     : sizes_(sizes),
       obstacle_(obstacle_of(score_rule, select_rule, sizes.worthwhile_budget)),
       cache_(cache),
-      loose_(!known.log_sums),
+      loose_(!known.log_sums && int64_t{shape.segments} * shape.max_length >= sizes.worthwhile_tightening),
       factors_(factors) {
   row_bytes_ = static_cast<int64_t>(element_size(cache)) * shape.head_dim;
   const int64_t slots = int64_t{shape.segments} * shape.stride;
@@ -152,7 +152,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
     list(list_candidates<List::kLoose>, loose);
     attention_->find_roots(launch, g, own.tokens, loose);
     bound.inflation = attention_->exact_inflation();
-    const dim3 blocks(8, static_cast<unsigned>(std::min(g.segments, 65535)));
+    const dim3 blocks(32, static_cast<unsigned>(std::min(g.segments, 65535)));
     tighten_bounds<<<blocks, kBoundThreads, 0, launch.stream>>>(bound, own.tokens, loose, heads);
     launch.check("bounds");
   }

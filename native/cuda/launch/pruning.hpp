@@ -16,8 +16,9 @@ namespace laprox::cuda {
 // For tests; a selection does not depend on them.
 struct PruningSizes {
   SelectSizes select;
-  double worthwhile_candidates = 0.35;  // of all entries: with more, every score is computed
-  double worthwhile_budget = 0.25;      // likewise
+  double worthwhile_candidates = 0.35;               // of all entries: with more, every score is computed
+  double worthwhile_budget = 0.25;                   // likewise
+  int64_t worthwhile_tightening = INT64_C(4) << 20;  // entries: of fewer, exact scores cost less than the launches that would spare some
 };
 
 // What a call hands over, for all layers.
