@@ -62,7 +62,8 @@ function run(tool, werror) {
     'cmake-js': () => {
       const cli = require.resolve('cmake-js/bin/cmake-js')
       const options = ['-O', folders[tool], `--CDLAPROX_WERROR=${werror ? 'ON' : 'OFF'}`, `--CDLAPROX_CUDA=${cuda === 'none' ? 'OFF' : 'ON'}`]
-      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' ? '' : cuda.split(/\s+/).join(';')}`)
+      // Never empty: cmake-js leaves out what is, and CMake goes on with what it was told before.
+      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' || cuda === '' ? 'all' : cuda.split(/\s+/).join(';')}`)
       return [
         [cli, 'configure', ...options],
         [cli, 'build', ...options, '-p', jobs],
