@@ -65,7 +65,7 @@
           "target_name": "laprox_cuda",
           "type": "loadable_module",
           "product_prefix": "lib",
-          "product_extension": "so",
+          "target_conditions": [["_type=='loadable_module'", { "product_extension": "so" }]], # after node-gyp's own, which says `node`
           "sources": ["<@(laprox_cuda)", "<@(laprox_cuda_core)"],
           "cflags_cc": ["<@(laprox_flags_core)"],
           "variables": {

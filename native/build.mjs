@@ -41,6 +41,8 @@ function fingerprint() {
 
 const isFresh = (tool, wanted) => existsSync(binary(tool)) && existsSync(stamp(tool)) && readFileSync(stamp(tool), 'utf8') === wanted
 
+const hasNvcc = () => spawnSync(process.execPath, [join(root, 'native', 'nvcc.mjs')], { encoding: 'utf8' }).stdout !== ''
+
 const hasCMake = () => spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status === 0
 
 /** The prefix of this Node, when its own headers lie there: node-gyp then has nothing to download. */
@@ -60,7 +62,8 @@ function run(tool, werror) {
     'cmake-js': () => {
       const cli = require.resolve('cmake-js/bin/cmake-js')
       const options = ['-O', folders[tool], `--CDLAPROX_WERROR=${werror ? 'ON' : 'OFF'}`, `--CDLAPROX_CUDA=${cuda === 'none' ? 'OFF' : 'ON'}`]
-      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' ? '' : cuda.split(/\s+/).join(';')}`)
+      // Never empty: cmake-js leaves out what is, and CMake goes on with what it was told before.
+      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' || cuda === '' ? 'all' : cuda.split(/\s+/).join(';')}`)
       return [
         [cli, 'configure', ...options],
         [cli, 'build', ...options, '-p', jobs],
@@ -108,9 +111,10 @@ export function buildNative({ tool, werror = false } = {}) {
   writeFileSync(stamp(chosen), wanted)
   // The loader looks into .cmake first: what is stale there must not hide what node-gyp has just built.
   if (!isFresh('cmake-js', wanted)) rmSync(binary('cmake-js'), { force: true })
-  if (cuda === 'none') rmSync(join(folders[chosen], 'Release', 'liblaprox_cuda.so'), { force: true })
-  const withCuda = existsSync(join(folders[chosen], 'Release', 'liblaprox_cuda.so'))
-  const backends = withCuda ? 'CPU and CUDA backends' : `CPU backend (no CUDA backend: ${cuda === 'none' ? 'not wanted' : 'nvcc was not found'})`
+  const library = join(folders[chosen], 'Release', 'liblaprox_cuda.so')
+  if (cuda === 'none') rmSync(library, { force: true })
+  const lacks = cuda === 'none' ? 'not wanted' : hasNvcc() ? 'nvcc did not get to make it' : 'nvcc was not found'
+  const backends = existsSync(library) ? 'CPU and CUDA backends' : `CPU backend (no CUDA backend: ${lacks})`
   console.error(`laprox.node: built with ${chosen} for ${target}, ${backends}, ${((performance.now() - start) / 1000).toFixed(1)} s`)
   return binary(chosen)
 }

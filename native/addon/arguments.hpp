@@ -2,6 +2,8 @@
 // pointer made here lies inside the typed array it came from.
 #pragma once
 
+#include <bit>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -9,6 +11,12 @@
 #include "addon/exchange.hpp"
 
 namespace laprox::addon {
+
+// An address on a device, or a stream's or event's handle: JavaScript hands them over as numbers.
+template <typename T>
+T* pointer_to(int64_t address) {
+  return std::bit_cast<T*>(static_cast<uintptr_t>(address));
+}
 
 // One Float64Array of numbers, and the typed arrays that belong to it: `count` of them from the next one on, where `count`
 // is its first number.
@@ -35,7 +43,7 @@ class Section {
     int64_t offset;
     template <typename T>
     T* address() const {
-      return reinterpret_cast<T*>(static_cast<uintptr_t>(offset));
+      return pointer_to<T>(offset);
     }
   };
   Place place();

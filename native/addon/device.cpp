@@ -128,12 +128,13 @@ void Device::discard(const std::shared_ptr<Opened>& opened, lpx_memory kind, voi
 }
 
 std::vector<Device::Discarded> Device::unused() {
-  std::vector<Discarded> result;
   const int64_t oldest = unfinished_.empty() ? INT64_MAX : unfinished_.begin()->first;
   const auto used = [oldest](const Discarded& memory) { return memory.after >= oldest; };
-  const auto first = std::stable_partition(discarded_memory_.begin(), discarded_memory_.end(), used);
-  std::move(first, discarded_memory_.end(), std::back_inserter(result));
-  discarded_memory_.erase(first, discarded_memory_.end());
+  // Serial numbers only grow: what is used stands behind what is not.
+  const auto begin = discarded_memory_.begin();
+  const auto end = std::find_if(begin, discarded_memory_.end(), used);
+  std::vector<Discarded> result(std::make_move_iterator(begin), std::make_move_iterator(end));
+  discarded_memory_.erase(begin, end);
   return result;
 }
 

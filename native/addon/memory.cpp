@@ -31,7 +31,7 @@ class UploadJob : public StreamJob {
   UploadJob(const Napi::CallbackInfo& info, const std::shared_ptr<Device>& device, bool copies)
       : StreamJob(device, info[4], info[1], copies ? "the copy to the device" : "the allocation"), bytes_(info[3].As<Napi::Number>().Int64Value()) {
     if (info[2].IsNumber()) {
-      to_ = reinterpret_cast<std::byte*>(static_cast<uintptr_t>(info[2].As<Napi::Number>().Int64Value()));
+      to_ = pointer_to<std::byte>(info[2].As<Napi::Number>().Int64Value());
     } else {
       memory_ = std::make_shared<Memory>(device, LPX_MEMORY_DEVICE);
       wrap(info[2].As<Napi::Object>(), memory_);
@@ -65,7 +65,7 @@ class DownloadJob : public StreamJob {
  public:
   DownloadJob(const Napi::CallbackInfo& info, const std::shared_ptr<Device>& device)
       : StreamJob(device, info[4], info[1], "the copy from the device"),
-        from_(reinterpret_cast<const void*>(static_cast<uintptr_t>(info[2].As<Napi::Number>().Int64Value()))),
+        from_(pointer_to<const void>(info[2].As<Napi::Number>().Int64Value())),
         bytes_(info[3].As<Napi::Number>().Int64Value()) {
     if (bytes_ < 0) fail("INVALID_ARGUMENT", "%lld bytes", static_cast<long long>(bytes_));
   }
@@ -90,12 +90,12 @@ class DownloadJob : public StreamJob {
     napi_value array = nullptr;
     if (large_ != nullptr) {
       // The page-locked memory itself. V8 accounts for it, and frees it with the array.
-      auto owner = std::make_unique<std::shared_ptr<Memory>>(large_);
+      auto* const owner = new std::shared_ptr<Memory>(large_);
       const auto finalize = [](napi_env, void*, void* hint) { delete static_cast<std::shared_ptr<Memory>*>(hint); };
-      if (napi_create_external_arraybuffer(env(), large_->data(), bytes, finalize, owner.get(), &array) == napi_ok)
-        static_cast<void>(owner.release());
-      else
+      if (napi_create_external_arraybuffer(env(), large_->data(), bytes, finalize, owner, &array) != napi_ok) {
+        delete owner;
         array = nullptr;  // platforms that allow no memory but their own
+      }
     }
     if (array == nullptr) {
       void* copy = nullptr;

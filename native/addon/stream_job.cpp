@@ -6,7 +6,7 @@ StreamJob::StreamJob(std::shared_ptr<Device> device, Napi::Value held, Napi::Val
     : Job(std::move(device), held), name_(name), exchange_(this->device()) {
   const Buffer numbers = buffer_of(env(), streams);
   const double* at = elements<double>(numbers, 0, 3);
-  const auto handle = [](double number) { return reinterpret_cast<void*>(static_cast<uintptr_t>(number)); };
+  const auto handle = [](double number) { return pointer_to<void>(static_cast<int64_t>(number)); };
   stream_ = handle(at[0]);
   wait_for_ = handle(at[1]);
   record_ = handle(at[2]);
