@@ -1,6 +1,6 @@
 // Builds laprox.node: with cmake-js into .cmake/ where CMake is installed, else with node-gyp into build/.
 // node native/build.mjs [--tool cmake-js|node-gyp] [--werror]
-// LAPROX_CUDA_ARCHITECTURES: the GPUs that liblaprox_cuda is compiled for, instead of all: -gencode options of nvcc, or `none`.
+// LAPROX_CUDA_ARCHITECTURES: the GPUs that liblaprox_cuda is compiled for: -gencode options of nvcc, `none`, or `all` (minutes), which is the default.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -15,12 +15,12 @@ const folders = { 'cmake-js': join(root, '.cmake'), 'node-gyp': join(root, 'buil
 const binary = (tool) => join(folders[tool], 'Release', 'laprox.node')
 const stamp = (tool) => join(folders[tool], 'fingerprint')
 
-const cuda = (process.env.LAPROX_CUDA_ARCHITECTURES ?? '').trim()
+const wantedCuda = (process.env.LAPROX_CUDA_ARCHITECTURES ?? '').trim()
 
 /** One hash of everything the binary is made of. */
 function fingerprint() {
   const hash = createHash('sha256')
-  hash.update(JSON.stringify([process.platform, process.arch, cuda, JSON.parse(readFileSync(join(root, 'package.json'))).version]))
+  hash.update(JSON.stringify([process.platform, process.arch, JSON.parse(readFileSync(join(root, 'package.json'))).version]))
   const add = (path) => {
     for (const entry of readdirSync(join(root, path), { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
       const child = `${path}/${entry.name}`
@@ -39,7 +39,10 @@ function fingerprint() {
   return hash.digest('hex')
 }
 
-const isFresh = (tool, wanted) => existsSync(binary(tool)) && existsSync(stamp(tool)) && readFileSync(stamp(tool), 'utf8') === wanted
+/** `wanted`: the fingerprint, and the GPUs; or the fingerprint alone, whatever the GPUs are. */
+const isFresh = (tool, wanted) => existsSync(binary(tool)) && existsSync(stamp(tool)) && readFileSync(stamp(tool), 'utf8').startsWith(wanted)
+
+const hasGpu = () => existsSync('/dev/nvidiactl') || existsSync('/dev/dxg')
 
 const hasNvcc = () => spawnSync(process.execPath, [join(root, 'native', 'nvcc.mjs')], { encoding: 'utf8' }).stdout !== ''
 
@@ -55,7 +58,7 @@ function ownHeaders() {
   return version === process.versions.node ? { npm_config_nodedir: prefix } : {}
 }
 
-function run(tool, werror) {
+function run(tool, werror, cuda) {
   const require = createRequire(import.meta.url)
   const jobs = String(availableParallelism())
   const commands = {
@@ -63,7 +66,7 @@ function run(tool, werror) {
       const cli = require.resolve('cmake-js/bin/cmake-js')
       const options = ['-O', folders[tool], `--CDLAPROX_WERROR=${werror ? 'ON' : 'OFF'}`, `--CDLAPROX_CUDA=${cuda === 'none' ? 'OFF' : 'ON'}`]
       // Never empty: cmake-js leaves out what is, and CMake goes on with what it was told before.
-      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' || cuda === '' ? 'all' : cuda.split(/\s+/).join(';')}`)
+      options.push(`--CDLAPROX_CUDA_ARCHITECTURES=${cuda === 'none' ? 'all' : cuda.split(/\s+/).join(';')}`)
       return [
         [cli, 'configure', ...options],
         [cli, 'build', ...options, '-p', jobs],
@@ -78,7 +81,7 @@ function run(tool, werror) {
           '--release',
           '--',
           `-Dlaprox_werror=${werror ? 1 : 0}`,
-          ...(cuda === 'none' ? ['-Dlaprox_nvcc='] : cuda ? [`-Dlaprox_cuda_only=${cuda}`] : []),
+          ...(cuda === 'none' ? ['-Dlaprox_nvcc='] : cuda === 'all' ? [] : [`-Dlaprox_cuda_only=${cuda}`]),
         ],
         [cli, 'build', '-j', jobs],
       ]
@@ -93,10 +96,16 @@ function run(tool, werror) {
   }
 }
 
-/** Sees to it that laprox.node is there and made of the sources as they are; returns its path. */
-export function buildNative({ tool, werror = false } = {}) {
+/**
+ * Sees to it that laprox.node is there and made of the sources as they are; returns its path. To be `used` on this machine it may be made for
+ * whatever GPUs, and the minutes of nvcc are spared where there is none.
+ */
+export function buildNative({ tool, werror = false, used = false } = {}) {
   const target = `${process.platform}-${process.arch}`
-  const wanted = fingerprint()
+  const spared = used && wantedCuda === '' && !hasGpu()
+  const cuda = wantedCuda || (spared ? 'none' : 'all')
+  const sources = fingerprint()
+  const wanted = used && wantedCuda === '' ? sources : `${sources} ${cuda}\n`
   const candidates = tool ? [tool] : Object.keys(folders)
   const fresh = candidates.find((name) => isFresh(name, wanted))
   if (fresh) {
@@ -107,13 +116,19 @@ export function buildNative({ tool, werror = false } = {}) {
   const chosen = tool ?? (hasCMake() ? 'cmake-js' : 'node-gyp')
   console.error(`laprox.node: building with ${chosen} ...`)
   const start = performance.now()
-  run(chosen, werror)
-  writeFileSync(stamp(chosen), wanted)
+  run(chosen, werror, cuda)
+  writeFileSync(stamp(chosen), `${sources} ${cuda}\n`)
   // The loader looks into .cmake first: what is stale there must not hide what node-gyp has just built.
   if (!isFresh('cmake-js', wanted)) rmSync(binary('cmake-js'), { force: true })
   const library = join(folders[chosen], 'Release', 'liblaprox_cuda.so')
   if (cuda === 'none') rmSync(library, { force: true })
-  const lacks = cuda === 'none' ? 'not wanted' : hasNvcc() ? 'nvcc did not get to make it' : 'nvcc was not found'
+  const lacks = spared
+    ? 'this machine has no GPU; npm run build makes it'
+    : cuda === 'none'
+      ? 'not wanted'
+      : hasNvcc()
+        ? 'nvcc did not get to make it'
+        : 'nvcc was not found'
   const backends = existsSync(library) ? 'CPU and CUDA backends' : `CPU backend (no CUDA backend: ${lacks})`
   console.error(`laprox.node: built with ${chosen} for ${target}, ${backends}, ${((performance.now() - start) / 1000).toFixed(1)} s`)
   return binary(chosen)

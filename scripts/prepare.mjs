@@ -30,7 +30,7 @@ try {
     if (npm?.endsWith('npm-cli.js')) run(process.execPath, [npm, 'ci', '--no-audit', '--no-fund', '--loglevel=error'])
     else run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error'])
   }
-  buildNative()
+  buildNative({ used: true })
   run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json'])
 } catch (error) {
   console.error(error.message)
