@@ -314,7 +314,7 @@ class Configuration {
         compact(many, compacted, kKeepMany);
       }
     }
-    // Last: after a second of matrix products the card lowers its clocks for a while, and what comes then is up to a fifth slower.
+    // Last: nearly a second of matrix products, which heats the card.
     score("score-joint", joint, false, {{k_read, logits}, {kv_read + score_bytes, logits + value_terms(static_cast<double>(s_.entries()))}});
   }
 
