@@ -81,6 +81,9 @@ void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
   const int heads = attention.heads();
   const int groups = attention.layout().groups();
   const int depth = attention.layout().squares();
+  std::vector<float> inflation(static_cast<size_t>((wave.last - wave.first) * heads * groups));
+  const auto inflation_of = [&](int64_t segment) { return inflation.data() + (segment - wave.first) * heads * groups; };
+  pool.run(wave.last - wave.first, [&](int64_t i, int) { attention.inflation(wave.first + i, inflation_of(wave.first + i)); });
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = wave.first; segment < wave.last; ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kBlock) tasks.emplace_back(segment, first);
@@ -90,8 +93,6 @@ void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
     const auto [segment, begin] = tasks[static_cast<size_t>(i)];
     const Segment s = layout_.segments().at(segment);
     const int32_t end = std::min(begin + kBlock, layout_.length(segment));
-    std::vector<float> inflation(static_cast<size_t>(heads * groups));
-    attention.inflation(segment, inflation.data());
     const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
     for (int32_t first = begin; first < end; first += kTile) {
       const int count = std::min(kTile, end - first);
@@ -101,7 +102,7 @@ void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
       for (int t = 0; t < count; ++t) scratch.rows[t] = attention.squares(segment) + int64_t{first + t} * depth;
       std::copy_n(bounds, count, norms);
       kernels_.load(LPX_F32, scratch.rows, count, depth, scratch.squares);
-      kernels_.upper_bounds(scratch.squares, depth, inflation.data(), singular, heads, groups, norms, tile);
+      kernels_.upper_bounds(scratch.squares, depth, inflation_of(segment), singular, heads, groups, norms, tile);
       std::copy_n(tile, count, bounds);
     }
   });
