@@ -146,10 +146,10 @@ void Attention::attend(const Kernels& kernels, int64_t segment, const int32_t* t
   const Rows keys = inputs_.cache.keys(s);
   for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
   kernels.load(inputs_.cache.dtype(), scratch.rows, count, inputs_.model.head_dim, scratch.keys);
-  kernels.multiply(queries(segment), heads_ * rows_, inputs_.model.head_dim, scratch.keys, scratch.logits);
+  kernels.multiply(queries(segment), heads_ * rows_, inputs_.model.head_dim, scratch.keys, count, scratch.logits);
   Visibility storage;
   const Visibility* masked = mask(segment, tokens, count, scratch, storage);
-  kernels.attend({scratch.logits, heads_, rows_, layer.scale, layer.soft_cap, log_sums(segment), residuals(segment), masked});
+  kernels.attend({scratch.logits, count, heads_, rows_, layer.scale, layer.soft_cap, log_sums(segment), residuals(segment), masked});
 }
 
 void Attention::prepare(const Kernels& kernels, int64_t segment, Scratch& scratch) {
