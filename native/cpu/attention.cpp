@@ -11,7 +11,7 @@ namespace laprox::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kWaveFloats = INT64_C(4) << 20;  // of squares, 16 MiB; one segment may take more
+constexpr int64_t kWaveFloats = INT64_C(1) << 18;  // of squares for each thread, 1 MiB, what a cache of its own holds; one segment may take more
 constexpr int kSinkSample = 4;                     // the reference point: the first keys, the last, and a stride between
 constexpr int kRecentSample = 128;
 constexpr int kStrideSample = 124;
@@ -61,13 +61,16 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   panels = workspace.take<float>(panels_for(kFactorColumns) * int64_t{kPanel} * model.head_dim);
 }
 
-Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes)
+Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads)
     : inputs_(inputs),
       rows_(inputs.window->rows()),
       heads_(inputs.model.group),
       layout_(heads_, rows_, lanes),
       window_rows_(static_cast<size_t>(layout_.count()), 0) {
-  for (int r = 0; r < heads_ * rows_; ++r) window_rows_[static_cast<size_t>(layout_.index(r / rows_, r % rows_))] = r % rows_;
+  for (int r = 0; r < heads_ * rows_; ++r) {
+    packed_.push_back(layout_.index(r / rows_, r % rows_));
+    window_rows_[static_cast<size_t>(packed_.back())] = r % rows_;
+  }
   const int64_t segments = inputs.cache.segments().count();
   query_floats_ = panels_for(heads_ * rows_) * int64_t{kPanel} * inputs.model.head_dim;
   int64_t most_squares = 0;
@@ -76,7 +79,7 @@ Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes)
   int64_t wave_partials = 0;
   for (int64_t segment = 0; segment < segments; ++segment) {
     const int64_t floats = int64_t{inputs.cache.length(segment)} * layout_.squares();
-    if (waves_.empty() || wave_squares + floats > kWaveFloats) {
+    if (waves_.empty() || wave_squares + floats > threads * kWaveFloats) {
       waves_.push_back({segment, segment});
       wave_squares = 0;
       wave_partials = 0;
@@ -143,10 +146,10 @@ void Attention::attend(const Kernels& kernels, int64_t segment, const int32_t* t
   const Rows keys = inputs_.cache.keys(s);
   for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
   kernels.load(inputs_.cache.dtype(), scratch.rows, count, inputs_.model.head_dim, scratch.keys);
-  kernels.multiply(queries(segment), heads_ * rows_, inputs_.model.head_dim, scratch.keys, scratch.logits);
+  kernels.multiply(queries(segment), heads_ * rows_, inputs_.model.head_dim, scratch.keys, count, scratch.logits);
   Visibility storage;
   const Visibility* masked = mask(segment, tokens, count, scratch, storage);
-  kernels.attend({scratch.logits, heads_, rows_, layer.scale, layer.soft_cap, log_sums(segment), residuals(segment), masked});
+  kernels.attend({scratch.logits, count, heads_, rows_, layer.scale, layer.soft_cap, log_sums(segment), residuals(segment), masked});
 }
 
 void Attention::prepare(const Kernels& kernels, int64_t segment, Scratch& scratch) {
@@ -163,7 +166,7 @@ void Attention::prepare(const Kernels& kernels, int64_t segment, Scratch& scratc
     if (r % rows_ < missing) continue;
     kernels.convert(inputs_.window->dtype(), inputs_.window->query(s, r / rows_, r % rows_), d, row);
     float* to = panels + static_cast<ptrdiff_t>(r / kPanel) * d * kPanel + r % kPanel;
-    const int at = layout_.index(r / rows_, r % rows_);
+    const int at = packed(r);
     float* scan_to = scanned + static_cast<ptrdiff_t>(at / width) * d * width + at % width;
     for (int k = 0; k < d; ++k) to[k * kPanel] = scan_to[k * width] = row[k];
   }
@@ -241,7 +244,7 @@ void Attention::reference_from(const Kernels& kernels, int64_t segment, const st
   bool blind = false;
   for (int r = 0; r < heads_ * rows_; ++r) {
     float& b = references(segment)[r];
-    const int at = layout_.index(r / rows_, r % rows_);
+    const int at = packed(r);
     b = scratch.largest[at] + std::log2(scratch.row_sums[at]);
     blind = blind || (r % rows_ >= missing && b == -kInfinity);
     if (r % rows_ < missing || b == -kInfinity) b = kInfinity;
@@ -264,7 +267,7 @@ void Attention::scan_block(const Kernels& kernels, int64_t segment, int64_t bloc
   const int64_t stride = layout_.squares();
   float* squares = squares_ + square_offsets_[static_cast<size_t>(segment)];
   std::fill_n(scratch.reference, layout_.count(), kInfinity);
-  for (int r = 0; r < heads_ * rows_; ++r) scratch.reference[layout_.index(r / rows_, r % rows_)] = references(segment)[r];
+  for (int r = 0; r < heads_ * rows_; ++r) scratch.reference[packed(r)] = references(segment)[r];
   double* sums = partials_ + partial_offsets_[static_cast<size_t>(segment)] + block * layout_.count();
   std::fill_n(sums, layout_.count(), 0.0);
   const auto begin = static_cast<int32_t>(block * kBlock);
@@ -300,7 +303,7 @@ void Attention::finish(const Kernels& kernels, int64_t segment, Scratch& scratch
     std::fill(sums.begin(), sums.end(), 0.0);
     const double* partials = partials_ + partial_offsets_[static_cast<size_t>(segment)];
     for (int64_t block = 0; block < blocks(segment); ++block)
-      for (int r = 0; r < count; ++r) sums[static_cast<size_t>(r)] += partials[block * layout_.count() + layout_.index(r / rows_, r % rows_)];
+      for (int r = 0; r < count; ++r) sums[static_cast<size_t>(r)] += partials[block * layout_.count() + packed(r)];
   };
   add_up();
   // A token outside the sample with a logit far above it: start again from all tokens, where no term exceeds 1.

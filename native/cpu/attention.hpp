@@ -81,7 +81,7 @@ struct Observer {
 
 class Attention {
  public:
-  Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes);
+  Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads);
 
   // Packs queries and finds the log-sum-exp of all rows.
   void run(Pool& pool, const Kernels& kernels, std::vector<Scratch>& scratch, Progress& progress, const Observer* observer = nullptr);
@@ -111,6 +111,7 @@ class Attention {
   void reference_from_all(const Kernels& kernels, int64_t segment, Scratch& scratch);
   void scan_block(const Kernels& kernels, int64_t segment, int64_t block, Scratch& scratch, const Observer* observer);
   void finish(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  int packed(int row) const { return packed_[static_cast<size_t>(row)]; }
   int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }
   float* queries(int64_t segment) const { return queries_ + segment * query_floats_; }
   float* scan_queries(int64_t segment) const { return scan_queries_ + segment * layout_.count() * inputs_.model.head_dim; }
@@ -123,6 +124,7 @@ class Attention {
   int rows_;
   int heads_;
   RowLayout layout_;
+  std::vector<int32_t> packed_;       // [R * m] where `scan` has each row: RowLayout::index
   std::vector<int32_t> window_rows_;  // of packed rows
   int64_t query_floats_;
   std::vector<Wave> waves_;

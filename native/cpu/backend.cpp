@@ -117,7 +117,7 @@ void CpuBackend::score(const ScoreInputs& inputs, const ScoreLayout& out, const 
 
 int64_t CpuBackend::select_workspace(const ScoreLayout& scores, const lpx_select_rule& rule) {
   Workspace measured;
-  const Ranking ranking(measured, scores, rule, pool_.threads());
+  const Ranking ranking(measured, scores, rule, kernels_, pool_.threads());
   return measured.bytes();
 }
 
@@ -125,9 +125,9 @@ void CpuBackend::select(const ScoreLayout& scores, const lpx_select_rule& rule, 
                         lpx_report& report, const lpx_call& call) {
   const auto start = std::chrono::steady_clock::now();
   Workspace workspace(call, scratch_, select_workspace(scores, rule));
-  Ranking ranking(workspace, scores, rule, pool_.threads());
+  Ranking ranking(workspace, scores, rule, kernels_, pool_.threads());
   Progress progress(call, 1);
-  ranking.rank(pool_, kernels_, parts, scores.desc().data, Ranking::Absent::kNone, progress);
+  ranking.rank(pool_, parts, scores.desc().data, Ranking::Absent::kNone, progress);
   ranking.emit(pool_, parts, out);
   report.non_finite = ranking.non_finite();
   report.select_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

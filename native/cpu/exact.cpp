@@ -6,6 +6,8 @@
 namespace laprox::cpu {
 namespace {
 
+constexpr float kLeastShare = 1e-9f;  // of the largest singular value, in bounds: its square times one of attention is a normal number
+
 // A uniform number in [0, 1) for RANDOM: splitmix64 over what names the entry.
 float random_score(uint64_t seed, Segment s, int32_t position) {
   uint64_t x = seed;
@@ -80,7 +82,7 @@ void Exact::project_outputs(int64_t segment, const float* outputs, Scratch& scra
       kernels_.load(LPX_F32, scratch.rows, count, d, scratch.values);
       for (const FactorChunk& chunk : factor.chunks) {
         if (h < chunk.first_head) continue;
-        kernels_.multiply(factor.panels.data() + chunk.panels, (inputs_.model.group - chunk.first_head) * chunk.columns, d, scratch.values,
+        kernels_.multiply(factor.panels.data() + chunk.panels, (inputs_.model.group - chunk.first_head) * chunk.columns, d, scratch.values, count,
                           scratch.columns);
         const float* own = scratch.columns + static_cast<ptrdiff_t>(h - chunk.first_head) * chunk.columns * kTile;
         for (int c = 0; c < chunk.columns; ++c)
@@ -96,14 +98,15 @@ void Exact::load_values(int64_t segment, const int32_t* tokens, int count, Scrat
   kernels_.load(inputs_.cache.dtype(), scratch.rows, count, inputs_.model.head_dim, scratch.values);
 }
 
-void Exact::value_pairs(int64_t segment, Scratch& scratch) const {
+void Exact::value_pairs(int64_t segment, int count, Scratch& scratch) const {
   const Segment s = inputs_.cache.segments().at(segment);
   const HeadFactor& factor = factors_.head(s.layer, s.head);
   const int heads = inputs_.model.group;
   std::fill_n(scratch.value_pairs, pair_count(heads) * kTile, 0.0f);
   for (const FactorChunk& chunk : factor.chunks) {
     const int chunk_heads = heads - chunk.first_head;
-    kernels_.multiply(factor.panels.data() + chunk.panels, chunk_heads * chunk.columns, inputs_.model.head_dim, scratch.values, scratch.columns);
+    kernels_.multiply(factor.panels.data() + chunk.panels, chunk_heads * chunk.columns, inputs_.model.head_dim, scratch.values, count,
+                      scratch.columns);
     kernels_.pair_products(scratch.columns, chunk_heads, chunk.columns, chunk.first_head, scratch.value_pairs);
   }
 }
@@ -114,9 +117,23 @@ void Exact::attention_pairs(int64_t segment, const int32_t* tokens, int count, S
   kernels_.pair_products(scratch.logits, attention_->heads(), attention_->rows(), 0, scratch.attention_pairs);
 }
 
-void Exact::attention_norms(int64_t segment, const int32_t* tokens, int count, float* norms, Scratch& scratch) const {
-  attention_->attend(kernels_, segment, tokens, count, scratch);
-  kernels_.attention_statistic(scratch.logits, attention_->heads(), attention_->rows(), attention_->rows(), LPX_ATTENTION_L2, norms);
+uint32_t Exact::combine(float* out, Scratch& scratch) const {
+  if (inputs_.rule.statistic == LPX_JOINT) return kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
+  kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
+  return 0;
+}
+
+void Exact::largest_scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
+  const Segment s = inputs_.cache.segments().at(segment);
+  const std::vector<float>& singular = factors_.head(s.layer, s.head).singular;
+  const float largest = *std::max_element(singular.begin(), singular.end());
+  const auto share = [&](int h) { return std::max(singular[static_cast<size_t>(h)] / largest, kLeastShare); };
+  attention_pairs(segment, tokens, count, scratch);
+  for (int other = 0; other < inputs_.model.group; ++other)
+    for (int h = 0; h <= other; ++h) std::fill_n(scratch.value_pairs + pair_index(h, other) * kTile, kTile, share(h) * share(other));
+  float scores[kTile];
+  combine(scores, scratch);
+  for (int i = 0; i < count; ++i) out[i] = scores[i] * largest;
 }
 
 void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
@@ -124,20 +141,19 @@ void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int co
   for (int i = 0; i < count; ++i) prefetch(values, tokens[i], tokens[i] + 1, inputs_.cache.row_bytes());
   attention_pairs(segment, tokens, count, scratch);
   load_values(segment, tokens, count, scratch);
-  value_pairs(segment, scratch);
+  value_pairs(segment, count, scratch);
   float scores[kTile];
-  if (inputs_.rule.statistic == LPX_BOUND) {
-    kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, scores);
-  } else if (const uint32_t cancelled = kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, scores); cancelled != 0) {
+  const uint32_t cancelled = combine(scores, scratch) & UINT32_MAX >> (kTile - count);
+  if (cancelled != 0) {
     float slow[kTile];
-    joint_term_by_term(segment, slow, scratch);
-    for (int t = 0; t < kTile; ++t)
+    joint_term_by_term(segment, count, slow, scratch);
+    for (int t = 0; t < count; ++t)
       if ((cancelled >> t & 1) != 0) scores[t] = slow[t];
   }
   std::copy_n(scores, count, out);
 }
 
-void Exact::joint_term_by_term(int64_t segment, float* out, Scratch& scratch) const {
+void Exact::joint_term_by_term(int64_t segment, int count, float* out, Scratch& scratch) const {
   const Segment s = inputs_.cache.segments().at(segment);
   const HeadFactor& factor = factors_.head(s.layer, s.head);
   const int m = attention_->rows();
@@ -145,7 +161,8 @@ void Exact::joint_term_by_term(int64_t segment, float* out, Scratch& scratch) co
   const std::vector<float> zeros(kFactorColumns, 0.0f);  // the change of an output that was nothing
   for (const FactorChunk& chunk : factor.chunks) {
     const int chunk_heads = inputs_.model.group - chunk.first_head;
-    kernels_.multiply(factor.panels.data() + chunk.panels, chunk_heads * chunk.columns, inputs_.model.head_dim, scratch.values, scratch.columns);
+    kernels_.multiply(factor.panels.data() + chunk.panels, chunk_heads * chunk.columns, inputs_.model.head_dim, scratch.values, count,
+                      scratch.columns);
     kernels_.removal(scratch.logits + static_cast<ptrdiff_t>(chunk.first_head) * m * kTile, zeros.data(), 0, 0, scratch.columns, chunk_heads, m,
                      chunk.columns, out);
   }
@@ -164,7 +181,7 @@ void Exact::attention_factor(int64_t segment, const int32_t* tokens, int count, 
 }
 
 // scratch.heads = ||v W_h||_1, the columns of W_h taken some at a time from where the caller keeps them.
-void Exact::projected_magnitudes(int64_t segment, Scratch& scratch) const {
+void Exact::projected_magnitudes(int64_t segment, int count, Scratch& scratch) const {
   const Segment s = inputs_.cache.segments().at(segment);
   const ModelShape& model = inputs_.model;
   const Projection& projection = model.layers[static_cast<size_t>(s.layer)].projection;
@@ -185,7 +202,7 @@ void Exact::projected_magnitudes(int64_t segment, Scratch& scratch) const {
         float* to = scratch.panels + static_cast<ptrdiff_t>(c / kPanel) * d * kPanel + c % kPanel;
         for (int k = 0; k < d; ++k) to[k * kPanel] = weights[k];
       }
-      kernels_.multiply(scratch.panels, columns, d, scratch.values, scratch.columns);
+      kernels_.multiply(scratch.panels, columns, d, scratch.values, count, scratch.columns);
       kernels_.add_magnitudes(scratch.columns, columns, scratch.heads + h * kTile);
     }
   }
@@ -206,11 +223,11 @@ void Exact::value_factor(int64_t segment, const int32_t* tokens, int count, floa
     }
     case LPX_VALUE_PROJECTED_L1:
       load_values(segment, tokens, count, scratch);
-      projected_magnitudes(segment, scratch);
+      projected_magnitudes(segment, count, scratch);
       break;
     case LPX_VALUE_PROJECTED_L2:
       load_values(segment, tokens, count, scratch);
-      value_pairs(segment, scratch);
+      value_pairs(segment, count, scratch);
       for (int h = 0; h < heads; ++h)
         for (int i = 0; i < kTile; ++i) scratch.heads[h * kTile + i] = std::sqrt(scratch.value_pairs[pair_index(h, h) * kTile + i]);
       break;
@@ -231,7 +248,8 @@ void Exact::removal(int64_t segment, const int32_t* tokens, int count, float* ou
   const float* outputs = projected_outputs_ + segment * heads * m * factor_width();
   for (const FactorChunk& chunk : factor.chunks) {
     const int chunk_heads = heads - chunk.first_head;
-    kernels_.multiply(factor.panels.data() + chunk.panels, chunk_heads * chunk.columns, inputs_.model.head_dim, scratch.values, scratch.columns);
+    kernels_.multiply(factor.panels.data() + chunk.panels, chunk_heads * chunk.columns, inputs_.model.head_dim, scratch.values, count,
+                      scratch.columns);
     kernels_.removal(scratch.logits + static_cast<ptrdiff_t>(chunk.first_head) * m * kTile,
                      outputs + int64_t{chunk.first_head} * m * factor_width() + chunk.first_column, int64_t{m} * factor_width(), factor_width(),
                      scratch.columns, chunk_heads, m, chunk.columns, squares);

@@ -19,8 +19,8 @@ class Exact {
   // Scores of up to kTile tokens, ascending.
   void scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 
-  // norms [heads][kTile] = ||a_h||: all that a bound needs.
-  void attention_norms(int64_t segment, const int32_t* tokens, int count, float* norms, Scratch& scratch) const;
+  // What joint and bound scores are at most, for a value of norm 1 and unweighted: their formulas with s_h s_h' in place of <u_h, u_h'>.
+  void largest_scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 
   // Layer-wide sharing: `scores` of one (layer, sequence), head after head, hold each group's attention; afterwards each head
   // holds the layer's.
@@ -29,17 +29,18 @@ class Exact {
   void multiply_values(int64_t segment, const int32_t* tokens, int count, float* scores, Scratch& scratch) const;
 
  private:
-  // Joint and bound scores.
+  // Joint and bound scores from scratch.attention_pairs and scratch.value_pairs. Returns what Kernels::joint returns.
+  uint32_t combine(float* out, Scratch& scratch) const;
   void scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void load_values(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   // scratch.value_pairs = <u_h, u_h'> of scratch.values.
-  void value_pairs(int64_t segment, Scratch& scratch) const;
+  void value_pairs(int64_t segment, int count, Scratch& scratch) const;
   void attention_pairs(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   void attention_factor(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void value_factor(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
-  void projected_magnitudes(int64_t segment, Scratch& scratch) const;
+  void projected_magnitudes(int64_t segment, int count, Scratch& scratch) const;
   // out[t] = || sum over h of attention_h[:, t] (x) u_h[t] ||, term by term: no difference of large sums.
-  void joint_term_by_term(int64_t segment, float* out, Scratch& scratch) const;
+  void joint_term_by_term(int64_t segment, int count, float* out, Scratch& scratch) const;
   void removal(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void project_outputs(int64_t segment, const float* outputs, Scratch& scratch);
   void weigh(int64_t segment, int count, float* out) const;

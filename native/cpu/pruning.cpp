@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -14,9 +15,9 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kCandidateBlock = 4096;   // tokens whose candidates share tiles
 constexpr double kWorthwhileBudget = 0.25;  // of all entries: above, pruning is not tried
 constexpr double kWorthwhileCandidates = 0.35;
-constexpr double kTightened = 1.6;    // of the budget: entries that get exact attention norms before any has an exact score
+constexpr double kTightened = 1.6;    // of the budget: entries that get exact attention before any has an exact score
 constexpr double kEnough = 1.05;      // of the budget: exact scores that prove a threshold whatever they are
-constexpr float kMargin = 1.001f;     // for rounding, of bounds from exact norms
+constexpr float kMargin = 1.001f;     // for rounding, of bounds from exact attention
 constexpr float kUnderflow = 1e-18f;  // squares of attention below this vanish in float
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -32,9 +33,10 @@ Pruning::Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLay
       rule_(rule),
       kernels_(kernels),
       scoring_(workspace, inputs, kernels, threads),
-      ranking_(workspace, layout, rule, threads),
+      ranking_(workspace, layout, rule, kernels, threads),
       scores_(workspace.take<float>(layout.entries())),
-      bounds_(workspace.take<float>(layout.entries())),
+      norms_(workspace.take<float>(layout.entries())),
+      bounds_(workspace.take<uint32_t>(layout.entries())),
       tight_(workspace.take<bool>(layout.entries())) {}
 
 const char* Pruning::obstacle(const std::vector<Part>& parts) const {
@@ -46,28 +48,14 @@ const char* Pruning::obstacle(const std::vector<Part>& parts) const {
   return nullptr;
 }
 
-// Norms of the values of some tokens.
-void Pruning::value_norms(Segment s, const int32_t* tokens, int count, float* out) const {
-  const bool kept = inputs_.cache.has_value_norms(s.layer);
-  const Rows from = kept ? inputs_.cache.value_norms(s) : inputs_.cache.values(s);
-  const void* rows[kTile];
-  for (int t = 0; t < count; ++t) rows[t] = from(tokens[t]);
-  if (kept) {
-    for (int t = 0; t < count; ++t) out[t] = *static_cast<const float*>(rows[t]);
-  } else {
-    kernels_.norms(inputs_.cache.dtype(), rows, count, inputs_.cache.head_dim(), out);
-  }
-}
+float Pruning::weight(Segment s) const { return inputs_.rule.layer_weights == nullptr ? 1.0f : std::fabs(inputs_.rule.layer_weights[s.layer]); }
 
-float Pruning::weight(Segment s) const { return inputs_.rule.layer_weights == nullptr ? 1.0f : inputs_.rule.layer_weights[s.layer]; }
-
-// Leaves weighted norms of the values where their bounds will be.
 void Pruning::measure_values(int64_t segment, int32_t first, int count) {
   const Segment s = layout_.segments().at(segment);
   const bool kept = inputs_.cache.has_value_norms(s.layer);
   const void* rows[kScanTile];
   (kept ? inputs_.cache.value_norms(s) : inputs_.cache.values(s)).run(first, count, rows);
-  float* norms = bounds_ + layout_.offset(segment) + first;
+  float* norms = norms_ + layout_.offset(segment) + first;
   if (kept) {
     for (int t = 0; t < count; ++t) norms[t] = *static_cast<const float*>(rows[t]);
   } else {
@@ -81,6 +69,9 @@ void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
   const int heads = attention.heads();
   const int groups = attention.layout().groups();
   const int depth = attention.layout().squares();
+  std::vector<float> inflation(static_cast<size_t>((wave.last - wave.first) * heads * groups));
+  const auto inflation_of = [&](int64_t segment) { return inflation.data() + (segment - wave.first) * heads * groups; };
+  pool.run(wave.last - wave.first, [&](int64_t i, int) { attention.inflation(wave.first + i, inflation_of(wave.first + i)); });
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = wave.first; segment < wave.last; ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kBlock) tasks.emplace_back(segment, first);
@@ -90,26 +81,23 @@ void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
     const auto [segment, begin] = tasks[static_cast<size_t>(i)];
     const Segment s = layout_.segments().at(segment);
     const int32_t end = std::min(begin + kBlock, layout_.length(segment));
-    std::vector<float> inflation(static_cast<size_t>(heads * groups));
-    attention.inflation(segment, inflation.data());
     const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
     for (int32_t first = begin; first < end; first += kTile) {
       const int count = std::min(kTile, end - first);
-      float* bounds = bounds_ + layout_.offset(segment) + first;
+      const int64_t entry = layout_.offset(segment) + first;
       float norms[kTile] = {};
-      float tile[kTile];
+      float bounds[kTile];
       for (int t = 0; t < count; ++t) scratch.rows[t] = attention.squares(segment) + int64_t{first + t} * depth;
-      std::copy_n(bounds, count, norms);
+      std::copy_n(norms_ + entry, count, norms);
       kernels_.load(LPX_F32, scratch.rows, count, depth, scratch.squares);
-      kernels_.upper_bounds(scratch.squares, depth, inflation.data(), singular, heads, groups, norms, tile);
-      std::copy_n(tile, count, bounds);
+      kernels_.upper_bounds(scratch.squares, depth, inflation_of(segment), singular, heads, groups, norms, bounds);
+      for (int t = 0; t < count; ++t) bounds_[entry + t] = std::bit_cast<uint32_t>(bounds[t]);
     }
   });
 }
 
 template <typename Body>
-int64_t Pruning::for_each_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, bool loose_only, Progress& progress,
-                                  Body&& body) {
+int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body) {
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = 0; segment < layout_.segments().count(); ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kCandidateBlock) tasks.emplace_back(segment, first);
@@ -117,16 +105,17 @@ int64_t Pruning::for_each_between(Pool& pool, const std::vector<float>& low, con
   pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
     if (progress.cancelled()) return;
     const auto [segment, begin] = tasks[static_cast<size_t>(i)];
-    const int32_t end = std::min(begin + kCandidateBlock, layout_.length(segment));
-    const float* bounds = bounds_ + layout_.offset(segment);
-    const bool* tight = tight_ + layout_.offset(segment);
-    const float from = low[static_cast<size_t>(segment)];
-    const float to = high[static_cast<size_t>(segment)];
-    int32_t tokens[kCandidateBlock + 1];
+    const uint32_t from = least[static_cast<size_t>(segment)];
+    const uint32_t to = most[static_cast<size_t>(segment)];
+    if (from > to) return;
+    const int64_t offset = layout_.offset(segment) + begin;
+    int32_t tokens[kCandidateBlock];
+    const int64_t picked = kernels_.pick(bounds_ + offset, std::min(kCandidateBlock, layout_.length(segment) - begin), from, to, tokens);
     int count = 0;
-    for (int32_t t = begin; t < end; ++t) {  // NaN reaches every bound, and is found by the pass that has no upper end
-      tokens[count] = t;
-      count += !(bounds[t] < from) && (bounds[t] < to || to == kInfinity) && !(loose_only && tight[t]);
+    for (int64_t t = 0; t < picked; ++t) {
+      const int32_t token = tokens[t];
+      tokens[count] = begin + token;
+      count += !(loose_only && tight_[offset + token]);
     }
     const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
     for (int first = 0; first < count; first += kTile) {
@@ -140,27 +129,21 @@ int64_t Pruning::for_each_between(Pool& pool, const std::vector<float>& low, con
   return total.load();
 }
 
-int64_t Pruning::tighten_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress) {
-  const int heads = scoring_.attention().heads();
-  return for_each_between(pool, low, high, true, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
-    const Segment s = layout_.segments().at(segment);
-    const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
-    scoring_.exact().attention_norms(segment, tokens, count, scratch.heads, scratch);
-    float norms[kTile];
-    value_norms(s, tokens, count, norms);
+int64_t Pruning::tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
+  return for_each_between(pool, least, most, true, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+    float largest[kTile];
+    scoring_.exact().largest_scores(segment, tokens, count, largest, scratch);
     for (int t = 0; t < count; ++t) {
-      float sum = 0;
-      for (int h = 0; h < heads; ++h) sum += singular[h] * scratch.heads[h * kTile + t];
-      const float tighter = norms[t] * weight(s) * sum * kMargin + kUnderflow;
-      float& bound = bounds_[layout_.offset(segment) + tokens[t]];
-      if (tighter < bound) bound = tighter;
-      tight_[layout_.offset(segment) + tokens[t]] = true;
+      const int64_t entry = layout_.offset(segment) + tokens[t];
+      const float tighter = norms_[entry] * largest[t] * kMargin + kUnderflow;
+      if (tighter < std::bit_cast<float>(bounds_[entry])) bounds_[entry] = std::bit_cast<uint32_t>(tighter);
+      tight_[entry] = true;
     }
   });
 }
 
-int64_t Pruning::score_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress) {
-  return for_each_between(pool, low, high, false, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
+  return for_each_between(pool, least, most, false, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
     float exact[kTile];
     scoring_.exact().scores(segment, tokens, count, exact, scratch);
     for (int t = 0; t < count; ++t) scores_[layout_.offset(segment) + tokens[t]] = exact[t];
@@ -175,36 +158,42 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
   scoring_.find_attention(pool, progress, &observer);
   std::fill_n(scores_, layout_.entries(), -kInfinity);
   std::fill_n(tight_, layout_.entries(), false);
-  const std::vector<float> everything(segments, kInfinity);
-  const auto largest = [&](double share) {  // for each segment, the bound that this share of its part's budget reaches
-    std::vector<float> least(segments);
+  const Cuts everything(segments, UINT32_MAX);
+  const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of its part's budget reaches
+    Cuts least(segments);
     for (const Part& part : parts) {
       const auto count = static_cast<int64_t>(std::ceil(share * static_cast<double>(part.quota)));
-      const float bound = ranking_.kth_largest(pool, part, bounds_, std::min(count, part.entries));
+      const uint32_t bound = std::max(ranking_.kth_largest(pool, part, bounds_, std::min(count, part.entries)), 1u);
       for (const int64_t segment : part.segments) least[static_cast<size_t>(segment)] = bound;
     }
     return least;
   };
-  const std::vector<float> rough = largest(kTightened);
-  report.candidates += tighten_between(pool, rough, everything, progress);
+  report.candidates += tighten_between(pool, largest(kTightened), everything, progress);
   // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
-  std::vector<float> scored = everything;
-  std::vector<float> proven(segments);
+  Cuts unscored = everything;
+  Cuts proven(segments);
   for (double share = width >= 5 ? 0.5 : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
-    const std::vector<float> next = largest(share);
-    report.exact_scores += score_between(pool, next, scored, progress);
-    scored = next;
-    ranking_.rank(pool, kernels_, parts, scores_, Ranking::Absent::kMinusInfinity, progress);
-    for (size_t p = 0; p < parts.size(); ++p)
-      for (const int64_t segment : parts[p].segments) proven[static_cast<size_t>(segment)] = ranking_.lower_bound(p, segment);
-    if (share == kEnough || std::none_of(proven.begin(), proven.end(), [](float bound) { return bound == -kInfinity; })) break;
+    const Cuts next = largest(share);
+    report.exact_scores += score_between(pool, next, unscored, progress);
+    for (size_t segment = 0; segment < segments; ++segment) unscored[segment] = next[segment] - 1;
+    ranking_.rank(pool, parts, scores_, Ranking::Absent::kMinusInfinity, progress);
+    bool all = true;
+    for (size_t p = 0; p < parts.size(); ++p) {
+      for (const int64_t segment : parts[p].segments) {
+        const float bound = ranking_.lower_bound(p, segment);
+        proven[static_cast<size_t>(segment)] = bound > 0 ? std::bit_cast<uint32_t>(bound) : 0;
+        all = all && bound != -kInfinity;
+      }
+    }
+    if (share == kEnough || all) break;
   }
   int64_t left = 0;
   for (size_t segment = 0; segment < segments; ++segment) {
-    const float* bounds = bounds_ + layout_.offset(static_cast<int64_t>(segment));
-    const float low = proven[segment];
-    left += std::count_if(bounds, bounds + layout_.length(static_cast<int64_t>(segment)), [low](float bound) { return !(bound < low); });
+    const uint32_t* bounds = bounds_ + layout_.offset(static_cast<int64_t>(segment));
+    int32_t reached = 0;
+    for (int32_t t = 0; t < layout_.length(static_cast<int64_t>(segment)); ++t) reached += static_cast<int32_t>(bounds[t] >= proven[segment]);
+    left += reached;
   }
   if (static_cast<double>(left) > kWorthwhileCandidates * static_cast<double>(layout_.entries())) {
     std::snprintf(report.fallback, sizeof report.fallback, "%.0f %% of the entries are candidates",
@@ -212,7 +201,7 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
     return false;
   }
   report.candidates += tighten_between(pool, proven, everything, progress);
-  report.exact_scores += score_between(pool, proven, scored, progress);
+  report.exact_scores += score_between(pool, proven, unscored, progress);
   return true;
 }
 
@@ -235,7 +224,7 @@ void Pruning::run(Pool& pool, const std::vector<Part>& parts, const lpx_selectio
   report.path = pruned ? LPX_PATH_PRUNED : LPX_PATH_FULL;
   report.score_seconds = seconds_since(start);
   const auto ranking_start = std::chrono::steady_clock::now();
-  ranking_.rank(pool, kernels_, parts, scores_, pruned ? Ranking::Absent::kMinusInfinity : Ranking::Absent::kNone, progress);
+  ranking_.rank(pool, parts, scores_, pruned ? Ranking::Absent::kMinusInfinity : Ranking::Absent::kNone, progress);
   report.non_finite = ranking_.non_finite();
   ranking_.emit(pool, parts, out);
   report.select_seconds = seconds_since(ranking_start);

@@ -2,7 +2,7 @@
 //
 //   U(g, i) = ||v_i|| * sum over h of s_h * bound(||a_h[:, i]||)  >=  score(g, i)
 //
-// The entries with the largest U get exact attention norms, which tighten it; the largest of these their exact scores. Pooled
+// The entries with the largest U get exact attention, which tightens it; the largest of these their exact scores. Pooled
 // and ranked, they prove a score that the threshold cannot be below. Entries whose U is below it cannot be kept, nor lift a
 // neighbour by max-pooling to where it would be kept. The others are tightened, and those that still reach it scored. Ranking
 // then ends with the same bits as if every score had been computed.
@@ -21,19 +21,20 @@ class Pruning {
   void run(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out, lpx_report& report, const lpx_call& call);
 
  private:
+  using Cuts = std::vector<uint32_t>;  // a bound for each segment
+
   // Why bounds cannot be used or would not pay; null where they can.
   const char* obstacle(const std::vector<Part>& parts) const;
   bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
   void measure_values(int64_t segment, int32_t first, int count);
   void bound(Pool& pool, const Wave& wave, Progress& progress);
-  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is in [low, high), kTile at a time.
+  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is from `least` to `most`, kTile at a
+  // time.
   template <typename Body>
-  int64_t for_each_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, bool loose_only, Progress& progress,
-                           Body&& body);
-  // Exact attention norms in place of the scan's bounds. Returns how many.
-  int64_t tighten_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress);
-  int64_t score_between(Pool& pool, const std::vector<float>& low, const std::vector<float>& high, Progress& progress);
-  void value_norms(Segment s, const int32_t* tokens, int count, float* out) const;
+  int64_t for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body);
+  // Exact attention in place of the scan's bounds. Returns how many.
+  int64_t tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
+  int64_t score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
   float weight(Segment s) const;
 
   const ScoreInputs& inputs_;
@@ -43,8 +44,10 @@ class Pruning {
   Scoring scoring_;
   Ranking ranking_;
   float* scores_;  // [entries], minus infinity where not computed
-  float* bounds_;  // [entries]
-  bool* tight_;    // [entries] whose bound has exact attention norms
+  float* norms_;   // [entries] of the values, weighted
+  // [entries] the bits of U: it is not below 0, so they are in its order, and NaN is the largest.
+  uint32_t* bounds_;
+  bool* tight_;  // [entries] whose bound has exact attention
 };
 
 }  // namespace laprox::cpu

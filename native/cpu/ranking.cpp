@@ -23,23 +23,22 @@ constexpr int64_t kFew = 1 << 12;  // of so many keys the histograms above would
 constexpr int kFewBits = 8;        // of a digit of those
 constexpr uint32_t kFewBins = 1 << kFewBits;
 static_assert(kFew <= kCopies * kBins && kFew <= UINT16_MAX);
+constexpr int64_t kSample = 1 << 11;  // keys that tell which of the others matter
+constexpr double kDeviations = 4;     // of how many keys of a sample are large
+static_assert(kSample <= kFew);
 constexpr int64_t kGroup = 32;
 constexpr int64_t kPoolFloats = 2 * (kPoolChunk + 256);
 
 bool finite(float x) { return (std::bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
 
-bool all_finite(const float* values, int64_t count) {
+// True where all values are finite, or what stands for an absent one.
+bool clean(const float* values, int64_t count, uint32_t absent) {
   uint32_t broken = 0;
-  for (int64_t i = 0; i < count; ++i) broken |= static_cast<uint32_t>(!finite(values[i]));
+  for (int64_t i = 0; i < count; ++i) broken |= static_cast<uint32_t>(!finite(values[i]) & (std::bit_cast<uint32_t>(values[i]) != absent));
   return broken == 0;
 }
 
 }  // namespace
-
-uint32_t key_of(float score) {
-  const auto bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 becomes 0
-  return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
-}
 
 float score_of(uint32_t key) {
   if (key >= 0xff800000u) return std::numeric_limits<float>::infinity();
@@ -47,10 +46,11 @@ float score_of(uint32_t key) {
   return std::bit_cast<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-Ranking::Ranking(Workspace& workspace, const ScoreLayout& layout, const lpx_select_rule& rule, int threads)
-    : layout_(layout), rule_(rule), threads_(threads), starts_(static_cast<size_t>(layout.segments().count()) + 1, 0) {
+Ranking::Ranking(Workspace& workspace, const ScoreLayout& layout, const lpx_select_rule& rule, const Kernels& kernels, int threads)
+    : layout_(layout), rule_(rule), kernels_(kernels), threads_(threads), starts_(static_cast<size_t>(layout.segments().count()) + 1, 0) {
   for (int64_t i = 0; i < layout.segments().count(); ++i) starts_[static_cast<size_t>(i) + 1] = starts_[static_cast<size_t>(i)] + layout.length(i);
   keys_ = workspace.take<uint32_t>(layout.entries());
+  picked_ = workspace.take<uint32_t>(layout.entries());
   histograms_ = workspace.take<uint32_t>(int64_t{threads} * kCopies * kBins);
   pooling_ = workspace.take<float>(threads * kPoolFloats);
 }
@@ -63,6 +63,12 @@ std::vector<Ranking::Piece> Ranking::pieces(const std::vector<int64_t>& segments
   return result;
 }
 
+std::vector<Ranking::Run> Ranking::runs(const std::vector<Piece>& list) const {
+  std::vector<Run> result;
+  for (const Piece& piece : list) result.push_back({keys(piece), piece.end - piece.begin, picked_ + (keys(piece) - keys_)});
+  return result;
+}
+
 // On the calling thread where there is little to do: others take longer to wake than to work.
 void Ranking::run(Pool& pool, int64_t count, const std::function<void(int64_t, int)>& task) const {
   if (layout_.entries() > kFew) return pool.run(count, task);
@@ -70,7 +76,7 @@ void Ranking::run(Pool& pool, int64_t count, const std::function<void(int64_t, i
 }
 
 // Pooled keys of a piece. Counts its non-finite scores, and of those the ones that are not protected anyway.
-void Ranking::read(const Kernels& kernels, const Piece& piece, const float* scores, Absent absent, int worker, int64_t& non_finite, int64_t& forced) {
+void Ranking::read(const Piece& piece, const float* scores, Absent absent, int worker, int64_t& non_finite, int64_t& forced) {
   const float* own = scores + layout_.offset(piece.segment);
   const int64_t length = layout_.length(piece.segment);
   const int width = rule_.pooling == LPX_POOL_NONE ? 1 : rule_.pooling_width;
@@ -86,8 +92,8 @@ void Ranking::read(const Kernels& kernels, const Piece& piece, const float* scor
     std::fill_n(in, before, kAbsent);
     std::copy(own + from, own + until, in + before);
     std::fill(in + before + (until - from), in + count + 2 * halo, kAbsent);
-    const bool clean = all_finite(own + from, until - from);
-    if (!clean)
+    const bool ordinary = clean(own + from, until - from, std::bit_cast<uint32_t>(absent == Absent::kMinusInfinity ? kAbsent : 0.0f));
+    if (!ordinary)
       for (int64_t i = 0; i < count + 2 * halo; ++i)
         if (!finite(in[i])) in[i] = kAbsent;
     if (rule_.pooling == LPX_POOL_MEAN) {
@@ -101,13 +107,11 @@ void Ranking::read(const Kernels& kernels, const Piece& piece, const float* scor
         }
         pooled[i] = neighbours == 0 ? kAbsent : sum / static_cast<float>(neighbours);
       }
-    } else if (width > 1) {
-      kernels.pool_max(in, count, width, pooled);
+      kernels_.pool_keys(pooled, count, 1, to);
     } else {
-      std::copy_n(in, count, pooled);
+      kernels_.pool_keys(in, count, width, to);
     }
-    for (int64_t i = 0; i < count; ++i) to[i] = key_of(pooled[i]);
-    for (int64_t i = 0; i < count && !clean; ++i) {
+    for (int64_t i = 0; i < count && !ordinary; ++i) {
       const float score = own[first + i];
       if (finite(score) || (absent == Absent::kMinusInfinity && score == kAbsent)) continue;
       to[i] = kForced;
@@ -124,24 +128,15 @@ void Ranking::read(const Kernels& kernels, const Piece& piece, const float* scor
   }
 }
 
-// The same as `find`, for few keys: digits begin at the first bit that tells keys apart, and keys that share the digits found
-// so far move together, so that the next digit looks at no other.
-Threshold Ranking::find_among_few(const std::vector<Piece>& list, int64_t k, int worker) {
-  uint32_t* few = histograms_ + int64_t{worker} * kCopies * kBins;  // those of so few keys fit on the stack
-  int64_t count = 0;
+// The k-th largest of a few keys. Digits begin at the first bit that tells keys apart, and keys that share the digits found so
+// far move together, so that the next digit looks at no other.
+Threshold Ranking::find_among_few(uint32_t* few, int64_t count, int64_t k) {
   uint32_t in_all = UINT32_MAX;
   uint32_t in_any = 0;
-  for (const Piece& piece : list) {
-    for (int64_t i = 0; i < piece.end - piece.begin; ++i) {
-      const uint32_t key = keys(piece)[i];
-      const bool ranked = key != kForced;
-      few[count] = key;
-      count += ranked;
-      in_all &= key;
-      in_any |= ranked ? key : 0;
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    in_all &= few[i];
+    in_any |= few[i];
   }
-  if (count < k) return {0, 0};  // all are above
   for (int shift = std::max(static_cast<int>(std::bit_width(in_all ^ in_any)) - kFewBits, 0);; shift = std::max(shift - kFewBits, 0)) {
     const auto digit = [shift](uint32_t key) { return key >> shift & (kFewBins - 1); };
     std::array<std::array<uint16_t, kFewBins>, kCopies> histogram{};
@@ -167,65 +162,94 @@ Threshold Ranking::find_among_few(const std::vector<Piece>& list, int64_t k, int
   }
 }
 
-// Digit by digit from the top: which bin holds the k-th largest of the keys that are ranked.
-Threshold Ranking::find(Pool& pool, const std::vector<Piece>& list, int64_t k, int worker) {
+// A key that somewhat more than k keys reach, judging by some of them; 0 where they tell nothing.
+uint32_t Ranking::guess(const std::vector<Run>& runs, int64_t size, int64_t k, int worker) {
+  uint32_t* few = histograms_ + int64_t{worker} * kCopies * kBins;
+  const int64_t step = size / kSample + 1;
+  int64_t count = 0;
+  int64_t next = 0;
+  for (const Run& run : runs) {
+    for (; next < run.count; next += step) {
+      few[count] = run.keys[next];
+      count += run.keys[next] != kForced;
+    }
+    next -= run.count;
+  }
+  const double expected = static_cast<double>(k) / static_cast<double>(step);
+  const auto rank = static_cast<int64_t>(std::ceil(expected + kDeviations * std::sqrt(expected) + 1));
+  return rank > count ? 0 : find_among_few(few, count, rank).key;
+}
+
+// Keys below what is surely too small are left behind; digit by digit from the top, which bin holds the k-th largest of the rest.
+Threshold Ranking::find(Pool& pool, const std::vector<Run>& runs, int64_t k, int worker) {
   if (k <= 0) return {kForced - 1, 0};  // above every key that is ranked
-  const bool parallel = worker < 0;
   int64_t size = 0;
-  for (const Piece& piece : list) size += piece.end - piece.begin;
-  if (size <= kFew) return find_among_few(list, k, parallel ? 0 : worker);
+  for (const Run& run : runs) size += run.count;
+  const bool parallel = worker < 0 && size > kFew;
+  const int first = std::max(worker, 0);
+  const int last = parallel ? threads_ : first + 1;
+  const auto for_each = [&](const std::function<void(int64_t, int)>& task) {
+    if (parallel) return pool.run(static_cast<int64_t>(runs.size()), task);
+    for (size_t i = 0; i < runs.size(); ++i) task(static_cast<int64_t>(i), first);
+  };
+  std::vector<int64_t> counts(runs.size());
+  int64_t total = 0;
+  for (uint32_t least = size > kFew ? guess(runs, size, k, first) : 0;; least = 0) {
+    for_each([&](int64_t i, int) {
+      const Run& run = runs[static_cast<size_t>(i)];
+      counts[static_cast<size_t>(i)] = kernels_.pick_keys(run.keys, run.count, least, kForced - 1, run.picked);
+    });
+    total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    if (total >= k) break;
+    if (least == 0) return {0, 0};  // all are above
+  }
+  uint32_t* histogram = histograms_ + int64_t{first} * kCopies * kBins;
+  if (total <= kFew) {
+    uint32_t* to = histogram;
+    for (size_t i = 0; i < runs.size(); ++i) to = std::copy_n(runs[i].picked, counts[i], to);
+    return find_among_few(histogram, total, k);
+  }
   uint32_t prefix = 0;
   uint32_t known = 0;  // mask of the digits that are found
-  int64_t left = k;
   for (int digit = 0; digit < kDigits; ++digit) {
     const int shift = kShifts[static_cast<size_t>(digit)];
     const uint32_t bins = 1u << kBits[static_cast<size_t>(digit)];
-    const auto count = [&](const Piece& piece, uint32_t* histogram) {
-      const uint32_t* key = keys(piece);
-      const int64_t size = piece.end - piece.begin;
+    std::fill(histogram, histograms_ + int64_t{last} * kCopies * kBins, 0u);
+    for_each([&](int64_t i, int thread) {
+      const uint32_t* key = runs[static_cast<size_t>(i)].picked;
+      const int64_t count = counts[static_cast<size_t>(i)];
+      uint32_t* own = histograms_ + int64_t{thread} * kCopies * kBins;
       if (digit == 0) {
-        for (int64_t i = 0; i < size; ++i) ++histogram[(i % kCopies) * kBins + (key[i] >> shift)];
-      } else {
-        // Few keys share the digits that are known: most groups are passed over without a branch a key.
-        for (int64_t first_key = 0; first_key < size; first_key += kGroup) {
-          const int64_t end = std::min(first_key + kGroup, size);
-          uint32_t any = 0;
-          for (int64_t i = first_key; i < end; ++i) any |= static_cast<uint32_t>((key[i] & known) == prefix);
-          if (any == 0) continue;
-          for (int64_t i = first_key; i < end; ++i)
-            if ((key[i] & known) == prefix) ++histogram[(key[i] >> shift) & (bins - 1)];
-        }
+        for (int64_t j = 0; j < count; ++j) ++own[(j % kCopies) * kBins + (key[j] >> shift)];
+        return;
       }
-    };
-    const int first = parallel ? 0 : worker;
-    const int last = parallel ? threads_ : worker + 1;
-    std::fill(histograms_ + int64_t{first} * kCopies * kBins, histograms_ + int64_t{last} * kCopies * kBins, 0u);
-    if (parallel) {
-      pool.run(static_cast<int64_t>(list.size()),
-               [&](int64_t i, int thread) { count(list[static_cast<size_t>(i)], histograms_ + int64_t{thread} * kCopies * kBins); });
-    } else {
-      for (const Piece& piece : list) count(piece, histograms_ + int64_t{worker} * kCopies * kBins);
-    }
-    int64_t bin = bins - 1;
+      // Few keys share the digits that are known: most groups are passed over without a branch a key.
+      for (int64_t begin = 0; begin < count; begin += kGroup) {
+        const int64_t end = std::min(begin + kGroup, count);
+        uint32_t any = 0;
+        for (int64_t j = begin; j < end; ++j) any |= static_cast<uint32_t>((key[j] & known) == prefix);
+        if (any == 0) continue;
+        for (int64_t j = begin; j < end; ++j)
+          if ((key[j] & known) == prefix) ++own[(key[j] >> shift) & (bins - 1)];
+      }
+    });
+    uint32_t bin = bins - 1;
     for (;; --bin) {
-      if (bin < 0) return {0, 0};  // fewer than k keys: all are above
       int64_t entries = 0;
       for (int copy = first * kCopies; copy < last * kCopies; ++copy) entries += histograms_[int64_t{copy} * kBins + bin];
-      // The forced key is alone in the last bin of each digit but for NaN patterns, which are never ranked.
-      if (digit == 0 && bin == bins - 1) entries = 0;
-      if (entries >= left) break;
-      left -= entries;
+      if (entries >= k) break;
+      k -= entries;
     }
-    prefix |= static_cast<uint32_t>(bin) << shift;
+    prefix |= bin << shift;
     known |= (bins - 1) << shift;
   }
-  return {prefix, left};
+  return {prefix, k};
 }
 
 // The best `count` ranked entries of a segment join those that are kept outside the ranking.
 void Ranking::take_floor(Pool& pool, int64_t segment, int64_t count, int worker) {
   const std::vector<Piece> list = pieces({segment});
-  Threshold threshold = find(pool, list, count, worker);
+  Threshold threshold = find(pool, runs(list), count, worker);
   floor_thresholds_[static_cast<size_t>(segment)] = score_of(threshold.key);
   for (const Piece& piece : list) {
     for (int64_t i = 0; i < piece.end - piece.begin; ++i) {
@@ -247,7 +271,7 @@ int64_t Ranking::unprotected(const std::vector<Piece>& list) const {
   return count;
 }
 
-void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& parts, const float* scores, Absent absent, Progress& progress) {
+void Ranking::rank(Pool& pool, const std::vector<Part>& parts, const float* scores, Absent absent, Progress& progress) {
   std::vector<int64_t> segments(static_cast<size_t>(layout_.segments().count()));
   std::iota(segments.begin(), segments.end(), int64_t{0});
   const std::vector<Piece> all = pieces(segments);
@@ -255,7 +279,7 @@ void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& 
   std::vector<int64_t> forced(all.size(), 0);
   run(pool, static_cast<int64_t>(all.size()), [&](int64_t i, int worker) {
     const auto index = static_cast<size_t>(i);
-    if (!progress.cancelled()) read(kernels, all[index], scores, absent, worker, non_finite[index], forced[index]);
+    if (!progress.cancelled()) read(all[index], scores, absent, worker, non_finite[index], forced[index]);
   });
   progress.check();
   non_finite_ = std::accumulate(non_finite.begin(), non_finite.end(), int64_t{0});
@@ -299,14 +323,14 @@ void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& 
     std::vector<size_t> small;
     for (size_t p = 0; p < parts.size(); ++p) {
       if (parts[p].entries > 2 * kPiece)
-        thresholds_[p] = find(pool, pieces(parts[p].segments), ranked[p], -1);
+        thresholds_[p] = find(pool, runs(pieces(parts[p].segments)), ranked[p], -1);
       else
         small.push_back(p);
       progress.check();
     }
     run(pool, static_cast<int64_t>(small.size()), [&](int64_t i, int worker) {
       const size_t p = small[static_cast<size_t>(i)];
-      thresholds_[p] = find(pool, pieces(parts[p].segments), ranked[p], worker);
+      thresholds_[p] = find(pool, runs(pieces(parts[p].segments)), ranked[p], worker);
     });
   };
   const auto note_bounds = [&] {
@@ -337,7 +361,7 @@ void Ranking::rank(Pool& pool, const Kernels& kernels, const std::vector<Part>& 
 }
 
 void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out) {
-  struct Run {
+  struct Kept {
     Piece piece;
     size_t part;
     int64_t above;
@@ -345,11 +369,11 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
     int64_t ties;    // of its ties, kept
     int64_t offset;  // of its first kept token
   };
-  std::vector<Run> runs;
+  std::vector<Kept> runs;
   for (size_t p = 0; p < parts.size(); ++p)
     for (const Piece& piece : pieces(parts[p].segments)) runs.push_back({piece, p, 0, 0, 0, 0});
   run(pool, static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
-    Run& run = runs[static_cast<size_t>(i)];
+    Kept& run = runs[static_cast<size_t>(i)];
     const uint32_t* key = keys(run.piece);
     const uint32_t threshold = thresholds_[run.part].key;
     int64_t above = 0;
@@ -364,23 +388,23 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
   // Ties go to the smaller (layer, head, token): runs of a part are in that order.
   std::vector<int64_t> ties(parts.size());
   for (size_t p = 0; p < parts.size(); ++p) ties[p] = thresholds_[p].ties;
-  for (Run& run : runs) {
+  for (Kept& run : runs) {
     run.ties = std::min(run.equal, ties[run.part]);
     ties[run.part] -= run.ties;
   }
-  std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
+  std::sort(runs.begin(), runs.end(), [](const Kept& a, const Kept& b) {
     return a.piece.segment != b.piece.segment ? a.piece.segment < b.piece.segment : a.piece.begin < b.piece.begin;
   });
   int64_t offset = 0;
   int64_t segment = 0;
-  for (Run& run : runs) {
+  for (Kept& run : runs) {
     while (segment <= run.piece.segment) out.offsets[segment++] = offset;
     run.offset = offset;
     offset += run.above + run.ties;
   }
   while (segment <= layout_.segments().count()) out.offsets[segment++] = offset;
   run(pool, static_cast<int64_t>(runs.size()), [&](int64_t i, int) {
-    Run& run = runs[static_cast<size_t>(i)];
+    Kept& run = runs[static_cast<size_t>(i)];
     const uint32_t* key = keys(run.piece);
     const uint32_t threshold = thresholds_[run.part].key;
     int32_t* to = out.tokens + run.offset;
@@ -403,14 +427,10 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
   });
 }
 
-float Ranking::kth_largest(Pool& pool, const Part& part, const float* values, int64_t k) {
-  const std::vector<Piece> list = pieces(part.segments);
-  run(pool, static_cast<int64_t>(list.size()), [&](int64_t i, int) {
-    const Piece& piece = list[static_cast<size_t>(i)];
-    const float* from = values + layout_.offset(piece.segment) + piece.begin;
-    for (int64_t t = 0; t < piece.end - piece.begin; ++t) keys(piece)[t] = finite(from[t]) ? key_of(from[t]) : 0xff7fffffu;
-  });
-  return score_of(find(pool, list, k, -1).key);
+uint32_t Ranking::kth_largest(Pool& pool, const Part& part, const uint32_t* values, int64_t k) {
+  std::vector<Run> list = runs(pieces(part.segments));
+  for (Run& run : list) run.keys = values + (run.keys - keys_);
+  return std::min(find(pool, list, k, -1).key, std::bit_cast<uint32_t>(std::numeric_limits<float>::max()));
 }
 
 }  // namespace laprox::cpu

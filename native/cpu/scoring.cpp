@@ -11,9 +11,9 @@ std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ScoreInputs&
   return scratch;
 }
 
-std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs, int lanes) {
+std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads) {
   if (inputs.window == nullptr) return std::nullopt;
-  return std::optional<Attention>(std::in_place, workspace, inputs, lanes);
+  return std::optional<Attention>(std::in_place, workspace, inputs, lanes, threads);
 }
 
 }  // namespace
@@ -22,7 +22,7 @@ Scoring::Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels&
     : inputs_(inputs),
       kernels_(kernels),
       scratch_(scratch_of_threads(workspace, inputs, threads, kernels.lanes)),
-      attention_(attention_of(workspace, inputs, kernels.lanes)),
+      attention_(attention_of(workspace, inputs, kernels.lanes, threads)),
       exact_(workspace, inputs, kernels, attention_ ? &*attention_ : nullptr) {}
 
 template <typename Body>

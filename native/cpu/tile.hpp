@@ -18,7 +18,7 @@ inline constexpr int kPanel = 6;
 // Tokens that `scan` and `sample` take at once, and at most in a call: whole blocks.
 inline constexpr int kScanBlock = 6;
 inline constexpr int kScanTile = 8 * kScanBlock;
-// Tokens that `pool_max` takes at a time.
+// Tokens that `pool_keys` takes at a time.
 inline constexpr int kPoolChunk = 2048;
 // Queries of a head whose squared attention is summed before the log-sum-exp is known, at most.
 inline constexpr int kBoundGroup = 4;
@@ -40,6 +40,7 @@ struct Visibility {
 
 struct AttentionTile {
   float* logits;  // [heads * rows][kTile] products q * k; overwritten
+  int count;      // tokens; whole vectors are computed
   int heads;
   int rows;
   float scale;
@@ -76,8 +77,9 @@ struct Kernels {
   // rows[i] of `depth` elements, i < count, to the layout that `multiply` reads; absent tokens become 0.
   void (*load)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* tile);
   void (*convert)(lpx_dtype dtype, const void* from, int64_t count, float* to);
-  // out[r][t] = sum over k of panels[r][k] * tile[k][t], k ascending. `out` has room for whole panels.
-  void (*multiply)(const float* panels, int rows, int depth, const float* tile, float* out);
+  // out[r][t] = sum over k of panels[r][k] * tile[k][t], k ascending, of whole vectors that hold tokens t < count. `out` has room
+  // for whole panels.
+  void (*multiply)(const float* panels, int rows, int depth, const float* tile, int count, float* out);
   // Products to attention, 0 where a row does not see a token. In place.
   void (*attend)(const AttentionTile& tile);
   // Running log-sum-exp in base 2 of packed rows: sums[r] = sum of 2^(logit - largest[r]). The reference is not read.
@@ -113,8 +115,11 @@ struct Kernels {
   // inflation[h * groups + g] * squares[h * groups + g][t]), with a margin for rounding. `squares` as `load` leaves `depth` of them.
   void (*upper_bounds)(const float* squares, int depth, const float* inflation, const float* singular, int heads, int groups, const float* norms,
                        float* out);
-  // out[i] = the largest of values[i .. i + width), i < count <= kPoolChunk.
-  void (*pool_max)(const float* values, int64_t count, int width, float* out);
+  // out[i] = the key of the largest of values[i .. i + width), i < count <= kPoolChunk: an unsigned integer in the order of floats.
+  void (*pool_keys)(const float* values, int64_t count, int width, uint32_t* out);
+  // The keys from `least` to `most`, in order, and the indices of such keys. Return how many; `out` has room for `count`.
+  int64_t (*pick_keys)(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most, uint32_t* out);
+  int64_t (*pick)(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most, int32_t* out);
   // out[i][j] = sum over k of a[k][i] * b[k][j]: a block of 8 x 8 in double.
   void (*gram)(const double* a, const double* b, int depth, double* out);
 };

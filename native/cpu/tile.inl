@@ -2,7 +2,8 @@
 // LPX_KERNELS (the accessor's name). Vectors are the compiler's own, so that one text serves SSE2, AVX2, AVX-512 and NEON.
 //
 // `multiply` is where the time goes: 2 * rows * depth operations a token. Its block is kPanel rows by two vectors of tokens,
-// 12 accumulators: enough to hide the latency of two multiply-adds a cycle, and few enough for 16 registers. A panel
+// 12 accumulators: enough to hide the latency of two multiply-adds a cycle, and few enough for 16 registers; two panels by one
+// vector where there are no more tokens. A panel
 // (depth * 6 floats) and a stripe of the tile (depth * 2 vectors) stay in the first-level cache together.
 
 #include <cmath>
@@ -169,25 +170,37 @@ void convert(lpx_dtype dtype, const void* from, int64_t count, float* to) {
 
 // ------------------------------------------------------------------ products
 
-void multiply(const float* panels, int rows, int depth, const float* tile, float* out) {
-  for (int row = 0; row < rows; row += kPanel, panels += static_cast<ptrdiff_t>(depth) * kPanel) {
-    for (int stripe = 0; stripe < kTile / kStripe; ++stripe) {
-      const float* a = panels;
-      const float* b = tile + static_cast<ptrdiff_t>(stripe) * depth * kStripe;
-      vf sums[kPanel][2] = {};
-      for (int k = 0; k < depth; ++k, a += kPanel, b += kStripe) {
-        const vf left = load_vector(b);
-        const vf right = load_vector(b + kLanes);
-#pragma GCC unroll 6
-        for (int r = 0; r < kPanel; ++r) {
-          sums[r][0] += a[r] * left;
-          sums[r][1] += a[r] * right;
-        }
-      }
-      float* to = out + static_cast<ptrdiff_t>(row) * kTile + stripe * kStripe;
-      for (int r = 0; r < kPanel; ++r, to += kTile) {
-        store_vector(to, sums[r][0]);
-        store_vector(to + kLanes, sums[r][1]);
+template <int Panels, int Vectors>
+inline void multiply_block(const float* panels, int depth, const float* tile, float* out) {
+  vf sums[Panels * kPanel][Vectors] = {};
+  for (int k = 0; k < depth; ++k, tile += kStripe) {
+    vf tokens[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) tokens[v] = load_vector(tile + v * kLanes);
+#pragma GCC unroll 12
+    for (int r = 0; r < Panels * kPanel; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sums[r][v] += panels[(static_cast<ptrdiff_t>(r / kPanel) * depth + k) * kPanel + r % kPanel] * tokens[v];
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < Panels * kPanel; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) store_vector(out + r * kTile + v * kLanes, sums[r][v]);
+}
+
+void multiply(const float* panels, int rows, int depth, const float* tile, int count, float* out) {
+  for (int row = 0; row < rows; row += 2 * kPanel, panels += static_cast<ptrdiff_t>(2) * depth * kPanel) {
+    const bool two = row + kPanel < rows;
+    for (int first = 0; first < count; first += kStripe) {
+      const float* stripe = tile + static_cast<ptrdiff_t>(first) * depth;
+      float* to = out + static_cast<ptrdiff_t>(row) * kTile + first;
+      if (count - first > kLanes) {
+        multiply_block<1, 2>(panels, depth, stripe, to);
+        if (two) multiply_block<1, 2>(panels + static_cast<ptrdiff_t>(depth) * kPanel, depth, stripe, to + kPanel * kTile);
+      } else if (two) {
+        multiply_block<2, 1>(panels, depth, stripe, to);
+      } else {
+        multiply_block<1, 1>(panels, depth, stripe, to);
       }
     }
   }
@@ -266,7 +279,7 @@ inline void attend_rows(const AttentionTile& tile) {
   for (int row = 0; row < tile.heads * tile.rows; ++row) {
     float* logits = tile.logits + static_cast<ptrdiff_t>(row) * kTile;
     const float residual = tile.residual == nullptr ? 0.0f : tile.residual[row];
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v * kLanes < tile.count; ++v) {
       const vf x = exponent<SoftCap>(logits + v * kLanes, tile.scale, tile.soft_cap, splat(tile.reference[row])) - residual;
       store_vector(logits + v * kLanes, power_of_two(x));
     }
@@ -624,7 +637,7 @@ void gram(const double* a, const double* b, int depth, double* out) {
   }
 }
 
-void pool_max(const float* values, int64_t count, int width, float* out) {
+void pool_keys(const float* values, int64_t count, int width, uint32_t* out) {
   float window[kPoolChunk + 256];
   const int64_t extent = count + width - 1;
   std::memcpy(window, values, static_cast<size_t>(extent) * sizeof(float));
@@ -632,7 +645,49 @@ void pool_max(const float* values, int64_t count, int width, float* out) {
   for (; 2 * reach <= width; reach *= 2)
     for (int64_t i = 0; i + 2 * reach <= extent; ++i) window[i] = window[i] > window[i + reach] ? window[i] : window[i + reach];
   const int rest = width - reach;
-  for (int64_t i = 0; i < count; ++i) out[i] = window[i] > window[i + rest] ? window[i] : window[i + rest];
+  for (int64_t i = 0; i < count; ++i) {
+    const float largest = (window[i] > window[i + rest] ? window[i] : window[i + rest]) + 0.0f;  // -0 becomes 0
+    uint32_t bits;
+    std::memcpy(&bits, &largest, sizeof bits);
+    out[i] = bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+  }
+}
+
+template <bool Indices, typename Out>
+int64_t pick_of(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most, Out* out) {
+  int64_t picked = 0;
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int64_t size = count - first < kLanes ? count - first : kLanes;
+#if LPX_LANES == 16
+    if (size == kLanes) {
+      const __m512i key = _mm512_loadu_si512(keys + first);
+      const __mmask16 wanted = _mm512_cmple_epu32_mask(_mm512_sub_epi32(key, _mm512_set1_epi32(static_cast<int>(least))),
+                                                       _mm512_set1_epi32(static_cast<int>(most - least)));
+      const __m512i index =
+          _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(static_cast<int>(first)));
+      _mm512_storeu_si512(out + picked, _mm512_maskz_compress_epi32(wanted, Indices ? index : key));
+      picked += __builtin_popcount(wanted);
+      continue;
+    }
+#else
+    uint32_t any = 0;
+    for (int64_t i = 0; i < size; ++i) any |= static_cast<uint32_t>(keys[first + i] - least <= most - least);
+    if (any == 0) continue;
+#endif
+    for (int64_t i = first; i < first + size; ++i) {
+      out[picked] = Indices ? static_cast<Out>(i) : static_cast<Out>(keys[i]);
+      picked += keys[i] - least <= most - least;
+    }
+  }
+  return picked;
+}
+
+int64_t pick_keys(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most, uint32_t* out) {
+  return pick_of<false>(keys, count, least, most, out);
+}
+
+int64_t pick(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most, int32_t* out) {
+  return pick_of<true>(keys, count, least, most, out);
 }
 
 }  // namespace LPX_NAMESPACE
@@ -646,8 +701,8 @@ const Kernels& LPX_KERNELS() {
       isa::joint,      isa::bound,          isa::attention_statistic,
       isa::aggregate,  isa::add_magnitudes, isa::removal_weights,
       isa::removal,    isa::add_outputs,    isa::norms,
-      isa::magnitudes, isa::upper_bounds,   isa::pool_max,
-      isa::gram,
+      isa::magnitudes, isa::upper_bounds,   isa::pool_keys,
+      isa::pick_keys,  isa::pick,           isa::gram,
   };
   return kernels;
 }
