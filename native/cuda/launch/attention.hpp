@@ -1,4 +1,4 @@
-// The window's attention on a cache: log-sum-exps and, for bounds, sums of squares (kernels/scan.cuh has the formulas).
+// The window's attention on a cache: log-sum-exps and, for bounds, roots of sums of squares (kernels/scan.cuh has the formulas).
 #pragma once
 
 #include "cuda/kernels/scan.cuh"
