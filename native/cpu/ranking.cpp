@@ -34,7 +34,8 @@ bool finite(float x) { return (std::bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f
 // True where all values are finite, or what stands for an absent one.
 bool clean(const float* values, int64_t count, uint32_t absent) {
   uint32_t broken = 0;
-  for (int64_t i = 0; i < count; ++i) broken |= static_cast<uint32_t>(!finite(values[i]) & (std::bit_cast<uint32_t>(values[i]) != absent));
+  for (int64_t i = 0; i < count; ++i)
+    broken |= static_cast<uint32_t>(!finite(values[i])) & static_cast<uint32_t>(std::bit_cast<uint32_t>(values[i]) != absent);
   return broken == 0;
 }
 
