@@ -1,15 +1,16 @@
 import { expect, it } from 'vitest'
 import {
-  type AttentionModel,
+  AttentionModel,
   Device,
   evict,
-  type KvCache,
+  KvCache,
   type Policy,
   policies,
   type Scores,
   score,
   select,
   selectFrom,
+  Tensor,
   type Window,
 } from '../../lib/index.js'
 import type { Problem } from '../oracle/problem.js'
@@ -158,6 +159,39 @@ for (const [kernels, on] of paths) {
         known.map((name) => policies[name]({ keep: 0.05, window: 32, recent: 16 })),
       )
       await done(setting)
+    })
+
+    // Bounds are tightened in calls of some millions of entries alone: layers share their memory here.
+    it('equals the exhaustive one where bounds are tightened', async () => {
+      const [layers, queryHeads, kvHeads, headDim, tokens, rows] = [40, 4, 2, 64, 53_000, 32]
+      const random = new Random(11)
+      // Of either sign, from 1/8 to 1, times 2 ** exponent.
+      const spread = (dims: number[], exponent = 0): Promise<Tensor<'bfloat16'>> => {
+        const bits = new Uint16Array(dims.reduce((a, b) => a * b))
+        for (let i = 0; i < bits.length; i++) {
+          const drawn = Math.floor(random.next() * 2 ** 32)
+          bits[i] = (drawn & 0x8000) | (0x3e00 + ((drawn >>> 16) % 0x180) + exponent * 0x80)
+        }
+        return new Tensor('bfloat16', bits, dims).to(on)
+      }
+      const repeated = (tensor: Tensor): Tensor[] => Array<Tensor>(layers).fill(tensor)
+      const projection = await spread([32, queryHeads * headDim])
+      const model = AttentionModel.create(on, { layers, queryHeads, kvHeads, headDim, outputProjections: repeated(projection) })
+      const keys = await spread([kvHeads, tokens, headDim])
+      const values = await spread([kvHeads, tokens, headDim])
+      const queries = await spread([queryHeads, rows, headDim], 4)
+      const cache = KvCache.from(on, { keys: repeated(keys), values: repeated(values) })
+      const window = { queries: repeated(queries) }
+      const policy = laprox({ layerWeights: Array.from({ length: layers }, (_, i) => 1 + i / layers) })
+      const scores = await score(model, cache, window, policy)
+      const ranked = await select(scores, policy)
+      const straight = await selectFrom(model, cache, window, policy)
+      expect(straight.report.path).toBe('pruned')
+      expect([...straight.offsets]).toEqual([...ranked.offsets])
+      const [pruned, exhaustive] = [(await straight.to('cpu')).tokens, (await ranked.to('cpu')).tokens]
+      expect(pruned.findIndex((token, i) => token !== exhaustive[i])).toBe(-1)
+      if (kernels === 'hopper') expect(straight.report.exactScores).toBeLessThan(straight.report.candidates)
+      for (const used of [scores, ranked, straight, model, keys, values, queries, projection]) used.dispose()
     })
 
     it('foresees what no sample does, and repairs an overflow', async () => {
