@@ -315,9 +315,11 @@ describe('a selection of few scores', () => {
     const controller = new AbortController()
     const aborted = select(few(), policy, { device, signal: controller.signal })
     controller.abort()
+    for (let i = 0; i < 100; i++) await undefined // what is made at once ends before the event loop turns
+    expect(ended).toEqual([])
     await expect(aborted).rejects.toMatchObject({ code: 'ABORTED' })
     await Promise.all([scoring, selecting])
-    expect(ended).toEqual(['scoring', 'selecting'])
+    expect(ended).toHaveLength(2)
     device.dispose()
   })
 
