@@ -3,7 +3,8 @@
 //
 // `multiply` is where the time goes: 2 * rows * depth operations a token. Its block is kPanel rows by two vectors of tokens,
 // 12 accumulators: enough to hide the latency of two multiply-adds a cycle, and few enough for 16 registers; two panels by one
-// vector where there are no more tokens. A panel
+// vector where there are no more tokens. With the 32 registers of AVX-512 it is two panels by two vectors: a load feeds more
+// multiply-adds, which the width of the front end would limit otherwise. A panel
 // (depth * 6 floats) and a stripe of the tile (depth * 2 vectors) stay in the first-level cache together.
 
 #include <cmath>
@@ -195,8 +196,12 @@ void multiply(const float* panels, int rows, int depth, const float* tile, int c
       const float* stripe = tile + static_cast<ptrdiff_t>(first) * depth;
       float* to = out + static_cast<ptrdiff_t>(row) * kTile + first;
       if (count - first > kLanes) {
-        multiply_block<1, 2>(panels, depth, stripe, to);
-        if (two) multiply_block<1, 2>(panels + static_cast<ptrdiff_t>(depth) * kPanel, depth, stripe, to + kPanel * kTile);
+        if (two && kLanes == 16) {
+          multiply_block<2, 2>(panels, depth, stripe, to);
+        } else {
+          multiply_block<1, 2>(panels, depth, stripe, to);
+          if (two) multiply_block<1, 2>(panels + static_cast<ptrdiff_t>(depth) * kPanel, depth, stripe, to + kPanel * kTile);
+        }
       } else if (two) {
         multiply_block<2, 1>(panels, depth, stripe, to);
       } else {
