@@ -38,6 +38,17 @@ const sources = ['native/core', 'native/cpu', 'native/addon'].flatMap((folder) =
 const missing = [...sources, ...listFiles('native/cuda', /\.cu$/)].filter((file) => !listed.includes(file))
 report('native/sources.gypi', missing.length === 0, missing.length ? `lacks ${missing.join(', ')}` : 'complete')
 
+// A kernel that does not wait for the one before it reads what is not written yet, and a non-coherent load what was there before.
+const careless = listFiles('native/cuda', /\.cuh?$/).flatMap((file) => {
+  const source = readFileSync(join(root, file), 'utf8')
+  const kernels = [...source.matchAll(/^(?!\/\/).*__global__[^{;]*\{\n(.*)/gm)].filter(([, first]) => first.trim() !== 'follow_previous();')
+  return [
+    ...kernels.map(([text]) => `${file}: ${text.split('\n').at(-2)}`),
+    ...[...source.matchAll(/__ldg\(.*/g)].map(([text]) => `${file}: ${text}`),
+  ]
+})
+report('kernels follow each other', careless.length === 0, careless.length ? `not these:\n${careless.join('\n')}` : 'all')
+
 /** Older ones stumble over the C++20 library. */
 const oldestTidy = 16
 const tidy = ['clang-tidy', 'clang-tidy-19'].find(

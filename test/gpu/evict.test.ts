@@ -180,18 +180,32 @@ for (const [kernels, on] of paths) {
       const keys = await spread([kvHeads, tokens, headDim])
       const values = await spread([kvHeads, tokens, headDim])
       const queries = await spread([queryHeads, rows, headDim], 4)
-      const cache = KvCache.from(on, { keys: repeated(keys), values: repeated(values) })
+      // Tokens at positions that no query has reached: nobody sees the last ones of each head.
+      const positions = await new Tensor(
+        'int32',
+        new Int32Array(kvHeads * tokens).map((_, i) => (i % tokens) + 700),
+        [kvHeads, tokens],
+      ).to(on)
+      const whole = KvCache.from(on, { keys: repeated(keys), values: repeated(values) })
+      const ahead = KvCache.from(on, { keys: repeated(keys), values: repeated(values), positions: repeated(positions), contextLengths: [tokens] })
       const window = { queries: repeated(queries) }
-      const policy = laprox({ layerWeights: Array.from({ length: layers }, (_, i) => 1 + i / layers) })
-      const scores = await score(model, cache, window, policy)
-      const ranked = await select(scores, policy)
-      const straight = await selectFrom(model, cache, window, policy)
-      expect(straight.report.path).toBe('pruned')
-      expect([...straight.offsets]).toEqual([...ranked.offsets])
-      const [pruned, exhaustive] = [(await straight.to('cpu')).tokens, (await ranked.to('cpu')).tokens]
-      expect(pruned.findIndex((token, i) => token !== exhaustive[i])).toBe(-1)
-      if (kernels === 'hopper') expect(straight.report.exactScores).toBeLessThan(straight.report.candidates)
-      for (const used of [scores, ranked, straight, model, keys, values, queries, projection]) used.dispose()
+      for (const [cache, factors] of [
+        [whole, (i: number) => 1 + i / layers],
+        [ahead, (i: number) => 1 + i / layers],
+        [ahead, (i: number) => (i === 0 ? 1 : 0)], // the threshold is 0
+      ] as const) {
+        const policy = laprox({ layerWeights: Array.from({ length: layers }, (_, i) => factors(i)) })
+        const scores = await score(model, cache, window, policy)
+        const ranked = await select(scores, policy)
+        const straight = await selectFrom(model, cache, window, policy)
+        expect([...straight.offsets]).toEqual([...ranked.offsets])
+        const [pruned, exhaustive] = [(await straight.to('cpu')).tokens, (await ranked.to('cpu')).tokens]
+        expect(pruned.findIndex((token, i) => token !== exhaustive[i])).toBe(-1)
+        if (cache === whole) expect(straight.report.path).toBe('pruned')
+        if (cache === whole && kernels === 'hopper') expect(straight.report.exactScores).toBeLessThan(straight.report.candidates)
+        for (const used of [scores, ranked, straight]) used.dispose()
+      }
+      for (const used of [model, keys, values, queries, projection, positions]) used.dispose()
     })
 
     it('foresees what no sample does, and repairs an overflow', async () => {

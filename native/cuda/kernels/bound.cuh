@@ -49,6 +49,7 @@ __device__ inline float2 kept_norms(const Rows& rows, int token, int there) {
 // Heads: of a panel.
 template <int Heads>
 __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const __grid_constant__ BoundView b) {
+  follow_previous();
   if (*b.g.status != LPX_OK) return;
   for (int i = blockIdx.x * kBoundThreads + threadIdx.x; i < b.zero_words; i += gridDim.x * kBoundThreads) b.zeros[i] = 0;
   __shared__ float factors[kBoundThreads / 32][kMaxBoundGroup];
@@ -143,6 +144,7 @@ __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const
 // Tightens the bounds of listed tokens, whose roots are those of exact attention. Blocks of kBoundThreads in x, segments in y.
 __global__ void __launch_bounds__(kBoundThreads)
     tighten_bounds(const __grid_constant__ BoundView b, const int32_t* tokens, const int32_t* counts, int heads) {
+  follow_previous();
   if (*b.g.status != LPX_OK) return;
   const Geometry& g = b.g;
   for (int segment = static_cast<int>(blockIdx.y); segment < g.segments; segment += static_cast<int>(gridDim.y)) {
@@ -153,9 +155,11 @@ __global__ void __launch_bounds__(kBoundThreads)
     const float* singular = b.singular + (int64_t{layer_index} * g.kv_heads + head) * g.group;
     const bool kept = layer.value_norm.data != nullptr;
     const Rows rows(layer, layer.value_norm, g.sequence_of(segment), head);
+    const Range range = b.ranges[segment];
     for (int i = static_cast<int>(blockIdx.x) * kBoundThreads + static_cast<int>(threadIdx.x); i < count;
          i += static_cast<int>(gridDim.x) * kBoundThreads) {
       const int token = tokens[segment * g.stride + i];
+      if (token < range.begin || token >= range.end) continue;  // not seen: there is no root, and the bound is as tight as can be
       const int64_t at = segment * g.stride + token;
       const float norm = kept ? *reinterpret_cast<const float*>(rows(token)) : b.norms[at];
       float sum = 0;

@@ -47,6 +47,7 @@ struct RangeChunk {
 
 // Kernel parameters are the one way from the host that needs no memory to outlive the call.
 __global__ void store_ranges(RangeChunk chunk, int count, PositionRange* to) {
+  follow_previous();
   if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = chunk.range[threadIdx.x];
 }
 
@@ -126,6 +127,7 @@ __device__ void deal(const Parts& parts, int first, int count, int64_t amount, i
 
 __global__ void __launch_bounds__(kBudgetThreads)
     find_budgets(ScoreView scores, BudgetRule rule, Parts parts, SearchStart start, int32_t* bounds, int32_t* tile_start) {
+  follow_previous();
   if (*scores.status != LPX_OK) return;
   __shared__ int64_t scratch[32];
   const int tid = threadIdx.x;

@@ -49,6 +49,7 @@ struct CandidateView {
 
 template <List kList>
 __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __grid_constant__ CandidateView c) {
+  follow_previous();
   if (*c.status != LPX_OK) return;
   if (kList == List::kRest && c.total->rest == 0) return;
   const bool counts_candidates = kList == List::kFirst || c.tightens == (kList == List::kLoose);
@@ -144,6 +145,7 @@ struct Text {
 
 // What the report says beside what Select wrote.
 __global__ void report_pruning(const int32_t* status, const PruneCounts* total, Text large_budget, Text obstacle, lpx_report* report) {
+  follow_previous();
   if (*status != LPX_OK) return;
   const int64_t entries = report->entries;
   const bool full = total == nullptr || total->everything != 0 || total->rest != 0 || entries == 0;

@@ -42,6 +42,7 @@ struct TargetChunk {
 };
 
 __global__ void store_targets(const __grid_constant__ TargetChunk chunk, int count, TargetLayer* to) {
+  follow_previous();
   for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = chunk.layer[i];
 }
 
@@ -75,6 +76,7 @@ __device__ inline bool inside(const PlaneView& plane, int64_t bytes, int64_t pag
 
 // A selection that fits: offsets ascend, tokens ascend inside their segment. Reads every token once.
 __global__ void __launch_bounds__(256) check_tokens(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   for (int segment = blockIdx.y; segment < m.from.segments; segment += gridDim.y) {
     const int64_t begin = m.offsets[segment];
@@ -91,6 +93,7 @@ __global__ void __launch_bounds__(256) check_tokens(const __grid_constant__ Move
 
 // Pages of each segment from the free lists, in the order of segments. Everything is checked here; one block.
 __global__ void __launch_bounds__(kListThreads) plan_pages(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   __shared__ int64_t scratch[32];
   const int per_layer = m.from.sequences * m.from.kv_heads;
@@ -120,6 +123,7 @@ __global__ void __launch_bounds__(kListThreads) plan_pages(const __grid_constant
 
 // The pages of each segment, a block a segment: the table, and whether the rows stay inside the target.
 __global__ void __launch_bounds__(256) fill_tables(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   for (int segment = blockIdx.x; segment < m.from.segments; segment += gridDim.x) {
     const TargetLayer& to = m.layer[m.from.layer_of(segment)];
@@ -140,6 +144,7 @@ __global__ void __launch_bounds__(256) fill_tables(const __grid_constant__ Move 
 }
 
 __global__ void check_ragged(const __grid_constant__ Move m) {
+  follow_previous();
   const TargetLayer& to = m.layer[0];
   const int64_t rows = m.offsets[m.from.segments];
   if (!inside(to.key, to.key_bytes, 0, rows, m.row_bytes) || !inside(to.value, to.value_bytes, 0, rows, m.row_bytes) ||
@@ -149,6 +154,7 @@ __global__ void check_ragged(const __grid_constant__ Move m) {
 
 // Pages whose every row has moved away: behind the longest kept segment that uses them. One block.
 __global__ void __launch_bounds__(kListThreads) plan_freed(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   __shared__ int64_t scratch[32];
   int64_t listed = 0;
@@ -185,6 +191,7 @@ __global__ void __launch_bounds__(kListThreads) plan_freed(const __grid_constant
 }
 
 __global__ void __launch_bounds__(256) list_freed(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   for (int segment = blockIdx.y; segment < m.from.segments; segment += gridDim.y) {
     const LayerView& layer = m.from.layer[m.from.layer_of(segment)];
@@ -205,7 +212,7 @@ __global__ void __launch_bounds__(256) list_freed(const __grid_constant__ Move m
 
 __device__ inline uint4 load_streamed(const uint4* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
 
@@ -233,8 +240,8 @@ __device__ inline void copy_rows(const char* key, char* key_to, const char* valu
         keys[i] = load_streamed(reinterpret_cast<const uint4*>(from));
         values[i] = load_streamed(reinterpret_cast<const uint4*>(from_value));
       } else {
-        keys[i] = __ldg(reinterpret_cast<const T*>(from));
-        values[i] = __ldg(reinterpret_cast<const T*>(from_value));
+        keys[i] = *reinterpret_cast<const T*>(from);
+        values[i] = *reinterpret_cast<const T*>(from_value);
       }
     }
 #pragma unroll
@@ -251,7 +258,7 @@ __device__ inline int segment_of_entry(const int64_t* offsets, int segments, int
   int low = 0;
   for (int high = segments - 1; low < high;) {
     const int middle = low + (high - low + 1) / 2;
-    if (__ldg(offsets + middle) <= e)
+    if (offsets[middle] <= e)
       low = middle;
     else
       high = middle - 1;
@@ -264,6 +271,7 @@ __device__ inline char* row_at(const PlaneView& plane, int64_t page, int64_t slo
 }
 
 __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   const int lane = threadIdx.x % 32;
   const int64_t total = m.offsets[m.from.segments];
@@ -273,7 +281,7 @@ __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant_
     const int64_t e = min(first + lane, total - 1);
     const int count = static_cast<int>(min(int64_t{32}, total - first));
     const int segment = segment_of_entry(m.offsets, m.from.segments, e);
-    const int token = __ldg(m.tokens + e);
+    const int token = m.tokens[e];
     const int l = m.from.layer_of(segment);
     const LayerView& from = m.from.layer[l];
     const int sequence = m.from.sequence_of(segment);
@@ -308,6 +316,7 @@ __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant_
 }
 
 __global__ void store_lengths(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   const int segment = blockIdx.x * blockDim.x + threadIdx.x;
   if (segment < m.from.segments) m.lengths[segment] = static_cast<int32_t>(m.offsets[segment + 1] - m.offsets[segment]);
@@ -353,6 +362,7 @@ __device__ inline void shift_rows(const Rows& rows, const int32_t* tokens, int k
 
 // A block a plane and segment.
 __global__ void __launch_bounds__(kInPlaceThreads) move_in_place(const __grid_constant__ Move m) {
+  follow_previous();
   if (*m.from.status != LPX_OK) return;
   const int segment = blockIdx.x;
   const LayerView& layer = m.from.layer[m.from.layer_of(segment)];

@@ -163,7 +163,7 @@ struct HopperJoint {
   __device__ __forceinline__ static void load_references(const float* lse, int b, float& after, float2 (&references)[R]) {
     asm volatile("" : "+l"(lse), "+f"(after));
 #pragma unroll
-    for (int h = 0; h < R; ++h) references[h] = __ldg(reinterpret_cast<const float2*>(lse + h * slab_rows(R, D) + b * 8));
+    for (int h = 0; h < R; ++h) references[h] = *reinterpret_cast<const float2*>(lse + h * slab_rows(R, D) + b * 8);
   }
 
   // local += products of heads' attention, of the thread's token `row` and its two rows of block b.
@@ -483,7 +483,7 @@ __device__ __forceinline__ void score_tiles(const Geometry& g, const int32_t* fi
     commit_copies();
     joint.template multiply_values<0>();
 
-    const float scale = __ldg(stream.factors.scales + stream.head_of(g, segment));
+    const float scale = stream.factors.scales[stream.head_of(g, segment)];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float score = joint.finish_score(row);
@@ -501,6 +501,7 @@ template <typename T, int R, int D, bool Bound>
 __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
     joint_hopper_kernel(const __grid_constant__ Geometry g, const int32_t* first_tiles, const __grid_constant__ TokenLists lists, const char* queries,
                         const float* lse, const __grid_constant__ FactorView factors, float* scores) {
+  follow_previous();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Shape = HopperShape<R, D>;
   extern __shared__ char hopper_memory[];

@@ -99,6 +99,7 @@ __device__ void load_plain_rows(const LayerView& layer, const PlaneView& plane, 
 template <typename C, int Tokens>
 __global__ void __launch_bounds__(kPlainThreads) exact_plain_kernel(Geometry g, const int32_t* first_tiles, TokenLists lists, lpx_dtype window,
                                                                     const float* log_sums, PlainRule rule, FactorView factors, float* scores) {
+  follow_previous();
   extern __shared__ double plain_shared_memory[];
   __shared__ int tokens[Tokens];
   __shared__ int positions[Tokens];
@@ -212,7 +213,7 @@ __global__ void __launch_bounds__(kPlainThreads) exact_plain_kernel(Geometry g, 
             if (c < c0 + width) {
               const float* block = L + (int64_t{h} * (h + 1) / 2 + j) * d * d + c;
               for (int k = h == j ? c : 0; k < d; ++k)
-                for (int t = 0; t < Tokens; ++t) u[t] += rows[t * d + k] * __ldg(block + int64_t{k} * d);
+                for (int t = 0; t < Tokens; ++t) u[t] += rows[t * d + k] * block[int64_t{k} * d];
             }
             for (int t = 0; t < Tokens; ++t) columns[(h * Tokens + t) * kPlainColumns + i % kPlainColumns] = u[t];
           }
@@ -309,6 +310,7 @@ inline constexpr int kRowTile = 512;
 template <typename T, int Lanes>
 __global__ void __launch_bounds__(256)
     row_kernel(Geometry g, const int32_t* first_tiles, TokenLists lists, RowWork work, lpx_aggregation aggregation, uint64_t seed, float* scores) {
+  follow_previous();
   constexpr int kGroups = 256 / Lanes;
   const int group = static_cast<int>(threadIdx.x) / Lanes;
   const int bytes = g.head_dim * static_cast<int>(sizeof(T));
@@ -357,6 +359,7 @@ __global__ void __launch_bounds__(256)
 
 // Every head of a layer gets the aggregate over its heads. A thread a token; grid.y = (layer, sequence).
 __global__ void __launch_bounds__(256) share_kernel(Geometry g, lpx_aggregation aggregation, float* scores) {
+  follow_previous();
   if (*g.status != LPX_OK) return;
   for (int64_t i = blockIdx.y; i < int64_t{g.layers} * g.sequences; i += gridDim.y) {
     const int64_t first = i * g.kv_heads;

@@ -58,6 +58,7 @@ __device__ __forceinline__ void reduce_quads(const float* x, int lane, float (&o
 template <typename T, int R, int D>
 __global__ void __launch_bounds__(256, 1) portable_kernel(Geometry g, const int32_t* first_tiles, TokenLists lists, const char* queries,
                                                           const float* lse, FactorView factors, PortableRule rule, float* scores) {
+  follow_previous();
   using Shape = PortableShape<R, D>;
   constexpr int kRows = 2 * Shape::kTiles;  // tokens of a thread: lane / 4, 8 below, and so on
   extern __shared__ __align__(128) char portable_memory[];
@@ -243,8 +244,7 @@ __global__ void __launch_bounds__(256, 1) portable_kernel(Geometry g, const int3
             float2 references[R];
 #pragma unroll
             for (int h = 0; h < R; ++h)
-              references[h] =
-                  h < heads ? __ldg(reinterpret_cast<const float2*>(slab_lse + h * height + q0 + b * 8)) : make_float2(INFINITY, INFINITY);
+              references[h] = h < heads ? *reinterpret_cast<const float2*>(slab_lse + h * height + q0 + b * 8) : make_float2(INFINITY, INFINITY);
 #pragma unroll
             for (int row = 0; row < kRows; ++row) {
               float products[Shape::kPairGroups * 4] = {};
@@ -364,8 +364,7 @@ __global__ void __launch_bounds__(256, 1) portable_kernel(Geometry g, const int3
     __syncwarp();
     const int existing = min(max(first_row_position + g.rows, 0), g.rows);
     const float factor_scale =
-        rule.attention_only ? 1.0f
-                            : __ldg(factors.scales + static_cast<int64_t>(factors.slots[g.layer_of(segment)]) * g.kv_heads + g.head_of(segment));
+        rule.attention_only ? 1.0f : factors.scales[static_cast<int64_t>(factors.slots[g.layer_of(segment)]) * g.kv_heads + g.head_of(segment)];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
       float score = 0;

@@ -43,6 +43,7 @@ inline constexpr int kPackThreads = 512;
 // window count as absent.
 template <typename T>
 __global__ void __launch_bounds__(kPackThreads) query_kernel(Geometry g, bool only_last, const float* log_sums, char* image, float* lse) {
+  follow_previous();
   if (*g.status != LPX_OK) return;
   const int segment = static_cast<int>(blockIdx.x);
   const int slab = static_cast<int>(blockIdx.y);

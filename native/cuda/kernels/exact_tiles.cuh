@@ -22,6 +22,7 @@ struct TokenLists {
 
 // first_tiles[x] = tiles of `tile` tokens before segment x; first_tiles[segments] = all. One CTA of 1024 threads.
 static __global__ void __launch_bounds__(1024) tile_kernel(Geometry g, TokenLists lists, int tile, int32_t* first_tiles) {
+  follow_previous();
   __shared__ int32_t sums[1024];
   int32_t carried = 0;
   const bool failed = *g.status != LPX_OK;
@@ -42,25 +43,6 @@ static __global__ void __launch_bounds__(1024) tile_kernel(Geometry g, TokenList
     __syncthreads();
   }
   if (id == 0) first_tiles[g.segments] = carried;
-}
-
-// The segment of a tile, looked for from `from` on.
-__device__ inline int segment_of_tile(const int32_t* first_tiles, int segments, int tile, int from) {
-  int low = from;  // first_tiles[low] <= tile
-  int step = 1;
-  while (low + step <= segments && __ldg(first_tiles + low + step) <= tile) {
-    low += step;
-    step *= 2;
-  }
-  int high = min(low + step, segments);
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (__ldg(first_tiles + middle) <= tile)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
 }
 
 }  // namespace laprox::cuda

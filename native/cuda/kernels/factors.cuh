@@ -82,6 +82,7 @@ struct RoundedSource {
 template <typename Source>
 __global__ void __launch_bounds__(kGramThreads)
     gram_kernel(Source source, int size, int depth, double alpha, double beta, double* out, int64_t batch_stride, int64_t row_stride, bool mirrored) {
+  follow_previous();
   __shared__ double left[kGramDepth][kGramTile + 1];
   __shared__ double right[kGramDepth][kGramTile + 1];
   int tile_row = 0;
@@ -129,6 +130,7 @@ __global__ void __launch_bounds__(kGramThreads)
 // Keeps the diagonals and finds the first weight row that is not finite: *bad is the least first_row + index of one.
 __global__ void diagonal_kernel(const double* matrices, int size, int64_t batch_stride, int64_t first_row, double* diagonals,
                                 unsigned long long* bad) {
+  follow_previous();
   const int batch = static_cast<int>(blockIdx.x);
   for (int i = static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x)) {
     const double value = matrices[batch * batch_stride + int64_t{i} * size + i];
@@ -139,6 +141,7 @@ __global__ void diagonal_kernel(const double* matrices, int size, int64_t batch_
 
 // Factors the 64 x 64 block at (first, first) of each matrix.
 __global__ void __launch_bounds__(256) cholesky_diagonal_kernel(double* matrices, int size, int first, const double* diagonals) {
+  follow_previous();
   __shared__ double block[kGramTile][kGramTile + 1];
   double* matrix = matrices + blockIdx.x * int64_t{size} * size;
   const int width = min(kGramTile, size - first);
@@ -165,6 +168,7 @@ __global__ void __launch_bounds__(256) cholesky_diagonal_kernel(double* matrices
 
 // The rows below a factored block: X L^T = A, a row a thread.
 __global__ void __launch_bounds__(kGramTile) cholesky_rows_kernel(double* matrices, int size, int first) {
+  follow_previous();
   extern __shared__ double cholesky_shared[];
   double* block = cholesky_shared;                               // [64][65]
   double* rows = cholesky_shared + kGramTile * (kGramTile + 1);  // [64][65]
@@ -194,6 +198,7 @@ __global__ void __launch_bounds__(kGramTile) cholesky_rows_kernel(double* matric
 
 // Copies the d x d diagonal blocks of the heads: [matrices * group][d][d].
 __global__ void head_blocks_kernel(const double* matrices, int group, int head_dim, double* out) {
+  follow_previous();
   const int64_t size = int64_t{group} * head_dim;
   const double* from = matrices + (blockIdx.x / group) * size * size + (blockIdx.x % group) * head_dim * (size + 1);
   double* to = out + blockIdx.x * int64_t{head_dim} * head_dim;
@@ -203,6 +208,7 @@ __global__ void head_blocks_kernel(const double* matrices, int group, int head_d
 
 // One step of the power's norm: log_scales += log(norm), matrix /= norm, log_scales *= 2; after the last step the bound.
 __global__ void __launch_bounds__(256) norm_kernel(double* matrices, int elements, double* log_scales, int step, int steps, float* singular) {
+  follow_previous();
   __shared__ double partial[256];
   double* matrix = matrices + blockIdx.x * int64_t{elements};
   double sum = 0;
@@ -229,6 +235,7 @@ __global__ void __launch_bounds__(256) norm_kernel(double* matrices, int element
 
 // The power of two that brings the largest element of L into [1/2, 1].
 __global__ void __launch_bounds__(256) scale_kernel(const double* matrices, int size, float* scales) {
+  follow_previous();
   __shared__ float partial[256];
   const double* matrix = matrices + blockIdx.x * int64_t{size} * size;
   float largest = 0;
@@ -247,6 +254,7 @@ __global__ void __launch_bounds__(256) scale_kernel(const double* matrices, int 
 }
 
 __global__ void plain_kernel(const double* matrices, int group, int head_dim, float* plain, int64_t floats) {
+  follow_previous();
   const int64_t size = int64_t{group} * head_dim;
   const double* matrix = matrices + blockIdx.y * size * size;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < floats; i += int64_t{gridDim.x} * blockDim.x) {
@@ -264,6 +272,7 @@ __global__ void plain_kernel(const double* matrices, int group, int head_dim, fl
 // blockIdx.x = block column j, blockIdx.y = matrix.
 template <typename T>
 __global__ void image_kernel(const double* matrices, int group, int head_dim, const float* scales, char* image, int64_t bytes) {
+  follow_previous();
   const int64_t size = int64_t{group} * head_dim;
   const double* matrix = matrices + blockIdx.y * size * size;
   char* to = image + blockIdx.y * bytes;

@@ -30,12 +30,18 @@ struct LayerBatch {
   LayerLimits limits[kUploadLayers];
 };
 
-// Parameters are copied when a launch is enqueued or captured: no host memory has to stay.
-__global__ void upload_layers(const __grid_constant__ LayerBatch batch, int count, LayerView* views, LayerLimits* limits) {
-  const int i = threadIdx.x;
-  if (i >= count) return;
-  views[i] = batch.views[i];
-  limits[i] = batch.limits[i];
+// Parameters are copied when a launch is enqueued or captured: no host memory has to stay. A word a thread.
+__global__ void __launch_bounds__(kPlanThreads)
+    upload_layers(const __grid_constant__ LayerBatch batch, int count, LayerView* views, LayerLimits* limits) {
+  follow_previous();
+  constexpr int kViewWords = sizeof(LayerView) / sizeof(uint64_t);
+  constexpr int kLimitWords = sizeof(LayerLimits) / sizeof(uint64_t);
+  static_assert(sizeof(LayerView) % sizeof(uint64_t) == 0 && sizeof(LayerLimits) % sizeof(uint64_t) == 0, "whole words");
+  const int i = static_cast<int>(blockIdx.x) * kPlanThreads + static_cast<int>(threadIdx.x);
+  if (i < count * kViewWords)
+    reinterpret_cast<uint64_t*>(views)[i] = reinterpret_cast<const uint64_t*>(batch.views)[i];
+  else if (i < count * (kViewWords + kLimitWords))
+    reinterpret_cast<uint64_t*>(limits)[i - count * kViewWords] = reinterpret_cast<const uint64_t*>(batch.limits)[i - count * kViewWords];
 }
 
 __device__ inline bool page_fits(const PlaneView& plane, int64_t bytes, int64_t page, int64_t rows, int head, int64_t row_bytes) {
@@ -46,6 +52,7 @@ __device__ inline bool page_fits(const PlaneView& plane, int64_t bytes, int64_t 
 // <<<segments, kPlanThreads>>>. `fresh`: the status belongs to this call alone and begins as LPX_OK.
 __global__ void plan_segments(Geometry g, const LayerLimits* limits, const int32_t* context_lengths, int64_t row_bytes, int32_t* lengths,
                               int32_t* contexts) {
+  follow_previous();
   const int segment = blockIdx.x;
   const int sequence = g.sequence_of(segment);
   const int head = g.head_of(segment);
@@ -75,7 +82,8 @@ __global__ void plan_segments(Geometry g, const LayerLimits* limits, const int32
 }
 
 // <<<segments, kPlanThreads>>>: the original position of every token, at x * stride + t.
-__global__ void write_positions(Geometry g, int32_t* positions) {
+__global__ void write_positions_kernel(Geometry g, int32_t* positions) {
+  follow_previous();
   const int segment = blockIdx.x;
   const LayerView& layer = g.layer[g.layer_of(segment)];
   for (int token = threadIdx.x; token < g.lengths[segment]; token += kPlanThreads)
@@ -83,7 +91,8 @@ __global__ void write_positions(Geometry g, int32_t* positions) {
 }
 
 // Contexts of segments from those of sequences.
-__global__ void spread_contexts(const int32_t* context_lengths, int sequences, int kv_heads, int segments, int32_t* contexts) {
+__global__ void spread_contexts_kernel(const int32_t* context_lengths, int sequences, int kv_heads, int segments, int32_t* contexts) {
+  follow_previous();
   const int segment = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (segment < segments) contexts[segment] = context_lengths[segment / kv_heads % sequences];
 }

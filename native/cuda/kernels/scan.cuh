@@ -182,15 +182,7 @@ class Pieces {
     if (worker >= workers) return;
     tile_ = static_cast<int>(all * worker / workers);
     end_ = static_cast<int>(all * (worker + 1) / workers);
-    int low = 0;  // the last segment that begins at the tile or before it
-    for (int high = v.g.segments - 1; low < high;) {
-      const int middle = low + (high - low + 1) / 2;
-      if (v.first_tile[middle] <= tile_)
-        low = middle;
-      else
-        high = middle - 1;
-    }
-    segment_ = low;
+    segment_ = segment_of_tile(v.first_tile, v.g.segments, tile_);
   }
   __device__ bool next(Piece& piece) {
     if (tile_ >= end_) return false;
@@ -287,7 +279,7 @@ class TileCopier {
       slot_ = token_;
     } else {
       const int index = keys_.page_shift >= 0 ? token_ >> keys_.page_shift : token_ / keys_.page_size;
-      page_ = __ldg(keys_.table + index);
+      page_ = keys_.table[index];
       slot_ = token_ - index * keys_.page_size;
     }
   }

@@ -12,6 +12,7 @@ inline constexpr int kDealThreads = 1024;
 // first_tile[x] = tiles before segment x: of the tokens that some row sees; where `whole`, of all, and ranges become that; where there are `counts`,
 // of lists so long. One block.
 __global__ void __launch_bounds__(kDealThreads) deal_tiles(ScanView v, bool whole, const int32_t* counts) {
+  follow_previous();
   __shared__ int32_t scratch[32];
   if (*v.g.status != LPX_OK) return;
   int32_t before = 0;
@@ -43,6 +44,7 @@ inline constexpr int kFinishGroups = 8;
 
 __global__ void __launch_bounds__(32 * kFinishGroups)
     finish_scan(ScanView v, float* log_sums, float* inflation, float* exact_inflation, bool repair) {
+  follow_previous();
   __shared__ double sums[kFinishGroups][32];
   const Geometry& g = v.g;
   const int segment = blockIdx.x / g.group;

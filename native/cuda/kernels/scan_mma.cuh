@@ -46,7 +46,7 @@ struct BandQueries {
 #pragma unroll
         for (int part = 0; part < 2; ++part)
           fragment[block / 2][k][block % 2 + 2 * part] =
-              exists ? __ldg(reinterpret_cast<const uint32_t*>(row + (k * 16 + part * 8 + lane % 4 * 2) * sizeof(T))) : 0;
+              exists ? *reinterpret_cast<const uint32_t*>(row + (k * 16 + part * 8 + lane % 4 * 2) * sizeof(T)) : 0;
     }
   }
 };
@@ -127,6 +127,7 @@ struct EdgeMask {
 
 template <typename T, int D, int Teams>
 __global__ void __launch_bounds__(128, D <= 128 ? 3 : 2) scan_mma(ScanView v) {
+  follow_previous();
   using Tile = MmaTile<D>;
   constexpr int kTeamTokens = kScanTile / Teams;
   constexpr int kSquares = kTeamTokens / 8 * 2;  // a thread's, before they are summed over lanes
@@ -375,6 +376,7 @@ __device__ inline void log_sum_mma(const ScanView& v, const Piece& piece, int pa
 // A block a (segment, panel) of a sample, else a (worker, panel).
 template <typename T, int D>
 __global__ void __launch_bounds__(32 * kLogSumWarps, 2) log_sums_mma(ScanView v, bool sample) {
+  follow_previous();
   extern __shared__ __align__(128) char memory[];
   __shared__ float storage[kLogSumWarps / 2][kBand][2];
   OnlineSum(&shared)[kLogSumWarps / 2][kBand] = reinterpret_cast<OnlineSum(&)[kLogSumWarps / 2][kBand]>(storage);

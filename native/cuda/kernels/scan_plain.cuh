@@ -142,6 +142,7 @@ __device__ inline void scan_plain_piece(const ScanView& v, lpx_dtype window, con
 // A block a (segment, head) of a sample, else a (worker, head).
 template <typename T, ScanMode Mode>
 __global__ void __launch_bounds__(kPlainThreads) scan_plain(ScanView v, lpx_dtype window) {
+  follow_previous();
   __shared__ float queries[kPlainRows][kMaxHeadDim];
   if (*v.g.status != LPX_OK || (Mode == ScanMode::kRepair && v.outgrown[v.g.segments] == 0)) return;
   const int head = static_cast<int>(blockIdx.x) % v.panels;

@@ -58,6 +58,8 @@ enum class ScanFor {
   kAverage,  // likewise scores of all tokens from sums of attention
   kEnergy    // and from sums of its squares
 };
+// Whether a launch is for all panels of a segment, or for one.
+constexpr bool all_panels(ScanFor what) { return what == ScanFor::kSums || what == ScanFor::kRoots; }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -152,7 +154,7 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   constexpr bool kListed = For == ScanFor::kRoots;
   const int32_t* const listed = kListed ? statistic.tokens + segment * g.stride : nullptr;
   const int listed_count = kListed ? statistic.counts[segment] : 0;
-  const auto listed_token = [&](int i) { return i < listed_count ? __ldg(listed + i) : -1; };
+  const auto listed_token = [&](int i) { return i < listed_count ? listed[i] : -1; };
   TileCopier<typename Scan::Tile, kScanTile / 4> copier(keys, warp, kListed);
   // Tile `i` of this warpgroup.
   const int count = (piece.tiles - group + kGroups - 1) / kGroups;
@@ -342,12 +344,12 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
 template <typename T, int D, int Bands, ScanFor For>
 __global__ void __launch_bounds__(kGroups* kWarpgroup, 1)
     scan_wgmma(const __grid_constant__ ScanView v, const __grid_constant__ StatisticView statistic) {
+  follow_previous();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) char memory[];
   if (*v.g.status != LPX_OK) return;
-  const bool all_panels = For == ScanFor::kSums || For == ScanFor::kRoots;
-  const int panel = all_panels ? static_cast<int>(blockIdx.x) % v.panels : statistic.panel;
-  Pieces pieces(v, all_panels ? static_cast<int>(blockIdx.x) / v.panels : static_cast<int>(blockIdx.x), For == ScanFor::kRoots);
+  const int panel = all_panels(For) ? static_cast<int>(blockIdx.x) % v.panels : statistic.panel;
+  Pieces pieces(v, all_panels(For) ? static_cast<int>(blockIdx.x) / v.panels : static_cast<int>(blockIdx.x), For == ScanFor::kRoots);
   for (Piece piece; pieces.next(piece);) scan_piece<T, D, Bands, For>(v, statistic, piece, panel, memory);
 #endif
 }

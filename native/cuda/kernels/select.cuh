@@ -102,13 +102,13 @@ struct Source {
 
   // Four scores from `token` on; `none` where there are no tokens.
   __device__ float4 load4(int token, float none) const {
-    if (token >= 0 && token + 4 <= length && aligned) return __ldg(reinterpret_cast<const float4*>(own + token));
+    if (token >= 0 && token + 4 <= length && aligned) return *reinterpret_cast<const float4*>(own + token);
     float4 v = {none, none, none, none};
     if (token < 0 || token >= length) return v;
-    v.x = __ldg(own + token);
-    if (token + 1 < length) v.y = __ldg(own + token + 1);
-    if (token + 2 < length) v.z = __ldg(own + token + 2);
-    if (token + 3 < length) v.w = __ldg(own + token + 3);
+    v.x = own[token];
+    if (token + 1 < length) v.y = own[token + 1];
+    if (token + 2 < length) v.z = own[token + 2];
+    if (token + 3 < length) v.w = own[token + 3];
     return v;
   }
 };
@@ -181,7 +181,7 @@ __device__ __noinline__ float4 pool_through_stage(const float* own, int length, 
   __syncwarp();
   for (int i = lane; i < kRun + 2 * rule.halo; i += 32) {
     const int token = begin - rule.halo + i;
-    float x = token >= 0 && token < length ? __ldg(own + token) : absent_score();
+    float x = token >= 0 && token < length ? own[token] : absent_score();
     if (magnitudes) x = fabsf(x);
     stage[i] = cleaned(x);
   }
@@ -461,6 +461,7 @@ __device__ inline void for_each_part(const RankPass& p, Body&& body) {
 // Counts keys; of a part's range where one is known, of a sample of the part where it is large.
 template <int kHalo>  // -1: any
 __global__ void __launch_bounds__(kRankThreads, 2) find_range(const __grid_constant__ RankPass p) {
+  follow_previous();
   if (*p.scores.status != LPX_OK || (p.again && *p.ranks.failures == 0)) return;
   extern __shared__ __align__(16) uint32_t histogram[];  // [1 << bits], then the stages
   const int lane = threadIdx.x % 32;
@@ -571,7 +572,7 @@ __device__ inline bool compare_tile(const RankPass& p, const Source& source, int
   if (source.aligned && begin + kTile <= source.length) {
     const float4* own = reinterpret_cast<const float4*>(source.own + begin) + lane;
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) v[r] = __ldg(own + r * (kRun / 4));
+    for (int r = 0; r < kRuns; ++r) v[r] = own[r * (kRun / 4)];
   } else {
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) v[r] = source.load4(begin + r * kRun + lane * 4, 0);
@@ -580,8 +581,8 @@ __device__ inline bool compare_tile(const RankPass& p, const Source& source, int
   float after = 0;
   const bool has_before = lane < p.pool.halo && begin - 1 - lane >= 0;
   const bool has_after = lane < p.pool.halo && begin + kTile + lane < source.length;
-  if (has_before) before = __ldg(source.own + begin - 1 - lane);
-  if (has_after) after = __ldg(source.own + begin + kTile + lane);
+  if (has_before) before = source.own[begin - 1 - lane];
+  if (has_after) after = source.own[begin + kTile + lane];
   const float infinity = __uint_as_float(0x7f800000u);
   bool clean = fabsf(before) < infinity && fabsf(after) < infinity;
 #pragma unroll
@@ -657,7 +658,7 @@ __device__ inline uint32_t key_at(const PoolRule& rule, const Source& source, in
 #pragma unroll 7
   for (int d = -rule.halo; d <= rule.halo; ++d) {
     const int other = token + d;
-    if (other >= 0 && other < source.length) largest = fmaxf(largest, cleaned(__ldg(source.own + other)));
+    if (other >= 0 && other < source.length) largest = fmaxf(largest, cleaned(source.own[other]));
   }
   return key_of(largest);
 }
@@ -666,7 +667,7 @@ __device__ __noinline__ uint32_t mean_key_at(PoolRule rule, const float* own, in
   int neighbours = 0;
   for (int d = -rule.halo; d <= rule.halo; ++d) {
     const int other = token + d;
-    const float x = other >= 0 && other < length ? cleaned(__ldg(own + other)) : absent_score();
+    const float x = other >= 0 && other < length ? cleaned(own[other]) : absent_score();
     if (x == absent_score()) continue;
     sum = __fadd_rn(sum, x);
     ++neighbours;
@@ -693,6 +694,7 @@ __device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* 
 
 // One read of all scores.
 __global__ void __launch_bounds__(kRankThreads, 2) collect(const __grid_constant__ RankPass p) {
+  follow_previous();
   if (*p.scores.status != LPX_OK || (p.again && *p.ranks.failures == 0)) return;
   extern __shared__ __align__(16) uint32_t histogram[];  // [1 << bits], then the stages
   const int lane = threadIdx.x % 32;
@@ -775,6 +777,7 @@ __device__ __noinline__ TileMasks compare_again(const RankPass& p, int segment, 
 
 // The lists, eight tiles of a warp at a time: four lanes each.
 __global__ void __launch_bounds__(kRankThreads, 2) refine(const __grid_constant__ RankPass p) {
+  follow_previous();
   if (*p.scores.status != LPX_OK) return;
   extern __shared__ __align__(16) uint32_t histogram[];  // [1 << bits], then the stages
   const int lane = threadIdx.x % 32;
@@ -848,6 +851,7 @@ struct SelectionView {
 // One block a segment; the last one shares the ties and finds the offsets.
 __global__ void __launch_bounds__(kRankThreads, 2)
     count_kept(const __grid_constant__ RankPass p, Counts counts, SelectionView out, lpx_report* report, bool whole_report) {
+  follow_previous();
   __shared__ float stages[kRankWarps][kStage];
   __shared__ int64_t scratch[32];
   __shared__ uint32_t finished;
@@ -1005,6 +1009,7 @@ __global__ void __launch_bounds__(kRankThreads, 2)
 inline constexpr int kEmitThreads = 256;
 
 __global__ void __launch_bounds__(kEmitThreads, 5) emit(const __grid_constant__ RankPass p, Counts counts, SelectionView out) {
+  follow_previous();
   if (*p.scores.status != LPX_OK) return;
   __shared__ float stages[kEmitThreads / 32][kStage];
   const int lane = threadIdx.x % 32;

@@ -160,17 +160,4 @@ __device__ inline int segment_of_tile_together(const int32_t* tile_start, int se
   return low;
 }
 
-// The same of a tile of one's own.
-__device__ inline int segment_of_tile(const int32_t* tile_start, int segments, int tile) {
-  int low = 0;
-  for (int high = segments - 1; low < high;) {
-    const int middle = low + (high - low + 1) / 2;
-    if (tile_start[middle] <= tile)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
-}
-
 }  // namespace laprox::cuda

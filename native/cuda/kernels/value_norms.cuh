@@ -71,6 +71,7 @@ __device__ inline float row_sum(RowAt row_at, int bytes, bool magnitudes) {
 // grid (tiles of kNormTokens, segments). Into the caches' own planes, of layers that have one; or into norms [segments][stride], of the others.
 template <typename T, int Lanes>
 __global__ void __launch_bounds__(256, 3) value_norm_kernel(const __grid_constant__ Geometry g, float* norms) {
+  follow_previous();
   if (*g.status != LPX_OK) return;
   constexpr int kRows = 32 / Lanes;  // of a warp at a time
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -13,6 +13,16 @@
 
 namespace laprox::cuda {
 
+// What every kernel does before it touches memory: its blocks may have been brought onto the chip while the kernel before it in
+// the stream was still at work (launch/launch.hpp). Lets the next one come, too, which waits in turn. What a kernel reads may thus have been
+// written after its blocks were there: no load is by the non-coherent path (__ldg), which presumes that nothing changes.
+__device__ inline void follow_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 struct PlaneView {
   char* data;  // null: absent
   int64_t page_stride;
@@ -94,7 +104,7 @@ struct Rows {
   __device__ const char* operator()(int token) const {
     if (table == nullptr) return base + sequence * page_stride + token * token_stride;
     const int page = page_shift >= 0 ? token >> page_shift : token / page_size;
-    return base + int64_t{__ldg(table + page)} * page_stride + int64_t{token - page * page_size} * token_stride;
+    return base + int64_t{table[page]} * page_stride + int64_t{token - page * page_size} * token_stride;
   }
 };
 
@@ -118,6 +128,26 @@ __device__ inline float logit2(const LayerView& layer, float product) {
   constexpr float kLog2E = 1.44269504088896340736f;
   if (layer.soft_cap > 0) return layer.soft_cap * tanhf(product * layer.scale / layer.soft_cap) * kLog2E;
   return product * (layer.scale * kLog2E);
+}
+
+// The segment that a tile belongs to: the last one that begins at the tile or before it. Tiles are numbered segment by segment, and
+// `first_tiles` [segments + 1] has where each begins. The search begins at segment `from`, and is short if that is near.
+__device__ inline int segment_of_tile(const int32_t* first_tiles, int segments, int tile, int from = 0) {
+  int low = from;
+  int step = 1;
+  while (low + step <= segments && first_tiles[low + step] <= tile) {
+    low += step;
+    step *= 2;
+  }
+  int high = min(low + step, segments);
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (first_tiles[middle] <= tile)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
 }
 
 template <typename T>

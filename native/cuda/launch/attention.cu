@@ -61,25 +61,21 @@ void Attention::run(const Launch& launch, const Geometry& g) const {
   const auto blocks = static_cast<unsigned>(g.segments * g.group);
   const bool plain = path_ == Path::kPlain;
   plain ? sample_plain(launch, v, cache_, window_) : sample_mma(launch, v, cache_);
-  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, false, nullptr);
-  launch.check("scan");
+  launch.run("scan", deal_tiles, 1, kDealThreads, 0, v, false, nullptr);
   if (plain)
     scan_plain(launch, v, cache_, window_);
   else if (path_ == Path::kHopper)
     scan_wgmma(launch, v, cache_);
   else
     scan_mma(launch, v, cache_);
-  finish_scan<<<blocks, 32 * kFinishGroups, 0, launch.stream>>>(v, log_sums_, inflation_, exact_inflation_, false);
-  launch.check("log-sum-exps");
+  launch.run("log-sum-exps", finish_scan, blocks, 32 * kFinishGroups, 0, v, log_sums_, inflation_, exact_inflation_, false);
   plain ? repair_plain(launch, v, cache_, window_) : repair_mma(launch, v, cache_);
-  finish_scan<<<blocks, 32 * kFinishGroups, 0, launch.stream>>>(v, log_sums_, inflation_, exact_inflation_, true);
-  launch.check("repaired log-sum-exps");
+  launch.run("repaired log-sum-exps", finish_scan, blocks, 32 * kFinishGroups, 0, v, log_sums_, inflation_, exact_inflation_, true);
 }
 
 void Attention::find_roots(const Launch& launch, const Geometry& g, const int32_t* tokens, const int32_t* counts) const {
   const ScanView v = view(g);
-  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, false, counts);
-  launch.check("attention norms");
+  launch.run("attention norms", deal_tiles, 1, kDealThreads, 0, v, false, counts);
   StatisticView lists{};
   lists.log_sums = log_sums_;
   lists.tokens = tokens;
@@ -96,8 +92,7 @@ void Attention::score(const Launch& launch, const Geometry& g, const lpx_score_r
   ScanView v = view(g);
   v.roots = nullptr;
   v.workers = kHopperBlocks;  // a panel has the chip for itself
-  deal_tiles<<<1, kDealThreads, 0, launch.stream>>>(v, true, nullptr);
-  launch.check("attention statistics");
+  launch.run("attention statistics", deal_tiles, 1, kDealThreads, 0, v, true, nullptr);
   StatisticView statistic{};
   statistic.log_sums = log_sums_;
   statistic.scores = scores;

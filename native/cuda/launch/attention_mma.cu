@@ -16,8 +16,7 @@ struct Kernels {
   static void start(const Launch& launch, const ScanView& v, Kernel kernel, int64_t blocks, int band_warps, const char* stage,
                     Arguments... arguments) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), stage);
-    kernel<<<static_cast<unsigned>(blocks), 32 * v.panel_bands * band_warps, kBytes, launch.stream>>>(v, arguments...);
-    launch.check(stage);
+    launch.run(stage, kernel, static_cast<unsigned>(blocks), 32 * v.panel_bands * band_warps, kBytes, v, arguments...);
   }
   static void sample(const Launch& launch, const ScanView& v) {
     const int64_t blocks = int64_t{v.g.segments} * v.panels;

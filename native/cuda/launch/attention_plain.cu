@@ -8,11 +8,10 @@ template <ScanMode Mode>
 void launch_plain(const Launch& launch, const ScanView& v, lpx_dtype cache, lpx_dtype window, int64_t blocks, const char* stage) {
   const auto grid = static_cast<unsigned>(blocks);
   switch (cache) {
-    case LPX_F32: scan_plain<float, Mode><<<grid, kPlainThreads, 0, launch.stream>>>(v, window); break;
-    case LPX_F16: scan_plain<__half, Mode><<<grid, kPlainThreads, 0, launch.stream>>>(v, window); break;
-    case LPX_BF16: scan_plain<__nv_bfloat16, Mode><<<grid, kPlainThreads, 0, launch.stream>>>(v, window); break;
+    case LPX_F32: launch.run(stage, scan_plain<float, Mode>, grid, kPlainThreads, 0, v, window); break;
+    case LPX_F16: launch.run(stage, scan_plain<__half, Mode>, grid, kPlainThreads, 0, v, window); break;
+    case LPX_BF16: launch.run(stage, scan_plain<__nv_bfloat16, Mode>, grid, kPlainThreads, 0, v, window); break;
   }
-  launch.check(stage);
 }
 
 int64_t workers(const ScanView& v) { return int64_t{v.workers} * v.panels; }

@@ -8,11 +8,9 @@ namespace {
 template <typename T, int D, int Bands, ScanFor For>
 void start(const Launch& launch, const ScanView& v, const StatisticView& statistic) {
   constexpr int kBytes = WgmmaScan<T, D, Bands>::kBytes;
-  const bool all_panels = For == ScanFor::kSums || For == ScanFor::kRoots;
-  const auto blocks = static_cast<unsigned>(all_panels ? v.workers * v.panels : v.workers);
+  const auto blocks = static_cast<unsigned>(all_panels(For) ? v.workers * v.panels : v.workers);
   check(cudaFuncSetAttribute(scan_wgmma<T, D, Bands, For>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "scan");
-  scan_wgmma<T, D, Bands, For><<<blocks, kGroups * kWarpgroup, kBytes, launch.stream>>>(v, statistic);
-  launch.check("scan");
+  launch.run("scan", scan_wgmma<T, D, Bands, For>, blocks, kGroups * kWarpgroup, kBytes, v, statistic);
 }
 
 template <typename T, int D, ScanFor For>

@@ -40,9 +40,8 @@ void Compact::run(const Launch& launch, const Geometry& from, const lpx_selectio
   const unsigned rows_of_grid = std::min(segments, 65535u);
 
   if (check_tokens_) {
-    laprox::cuda::check_tokens<<<dim3(static_cast<unsigned>(std::min<int64_t>(ceil_div(std::max(from.max_length, 1), 4096), 64)), rows_of_grid), 256,
-                                 0, launch.stream>>>(move);
-    launch.check("compact");
+    launch.run("compact", laprox::cuda::check_tokens,
+               dim3(static_cast<unsigned>(std::min<int64_t>(ceil_div(std::max(from.max_length, 1), 4096), 64)), rows_of_grid), 256, 0, move);
   }
   for (size_t first = 0; first < target.planes.size(); first += TargetChunk::kSize) {
     TargetChunk chunk{};
@@ -65,37 +64,29 @@ void Compact::run(const Launch& launch, const Geometry& from, const lpx_selectio
         to.free_count = list.count;
       }
     }
-    store_targets<<<1, TargetChunk::kSize, 0, launch.stream>>>(chunk, static_cast<int>(count), layers_ + first);
-    launch.check("compact");
+    launch.run("compact", store_targets, 1, TargetChunk::kSize, 0, chunk, static_cast<int>(count), layers_ + first);
   }
   const unsigned blocks = static_cast<unsigned>(launch.multiprocessors) * 8;
   switch (target.target) {
     case LPX_TO_RAGGED:
-      check_ragged<<<1, 1, 0, launch.stream>>>(move);
-      launch.check("compact");
-      move_rows<<<blocks, kMoveThreads, 0, launch.stream>>>(move);
+      launch.run("compact", check_ragged, 1, 1, 0, move);
+      launch.run("compact", move_rows, blocks, kMoveThreads, 0, move);
       break;
     case LPX_TO_PAGES:
-      plan_pages<<<1, kListThreads, 0, launch.stream>>>(move);
-      launch.check("compact");
-      fill_tables<<<segments, 256, 0, launch.stream>>>(move);
-      launch.check("compact");
-      move_rows<<<blocks, kMoveThreads, 0, launch.stream>>>(move);
+      launch.run("compact", plan_pages, 1, kListThreads, 0, move);
+      launch.run("compact", fill_tables, segments, 256, 0, move);
+      launch.run("compact", move_rows, blocks, kMoveThreads, 0, move);
       break;
     case LPX_TO_IN_PLACE:
       if (target.freed_pages != nullptr) {
-        plan_freed<<<1, kListThreads, 0, launch.stream>>>(move);
-        launch.check("compact");
-        list_freed<<<dim3(8, rows_of_grid), 256, 0, launch.stream>>>(move);
-        launch.check("compact");
+        launch.run("compact", plan_freed, 1, kListThreads, 0, move);
+        launch.run("compact", list_freed, dim3(8, rows_of_grid), 256, 0, move);
       }
-      move_in_place<<<dim3(segments, 3), kInPlaceThreads, 0, launch.stream>>>(move);
+      launch.run("compact", move_in_place, dim3(segments, 3), kInPlaceThreads, 0, move);
       break;
   }
-  launch.check("compact");
   if (target.lengths == nullptr) return;
-  store_lengths<<<static_cast<unsigned>(ceil_div(from.segments, 256)), 256, 0, launch.stream>>>(move);
-  launch.check("compact");
+  launch.run("compact", store_lengths, static_cast<unsigned>(ceil_div(from.segments, 256)), 256, 0, move);
 }
 
 }  // namespace laprox::cuda

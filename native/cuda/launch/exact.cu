@@ -14,8 +14,7 @@ constexpr int kWideGroup = 16;  // above it a tile of the plain kernel is narrow
 TokenLists lists_of(const Candidates* only) { return only == nullptr ? TokenLists{nullptr, nullptr} : TokenLists{only->tokens, only->counts}; }
 
 void find_tiles(const Launch& launch, const Geometry& geometry, const TokenLists& lists, int tile, int32_t* tiles) {
-  tile_kernel<<<1, 1024, 0, launch.stream>>>(geometry, lists, tile, tiles);
-  launch.check("exact scores");
+  launch.run("exact scores", tile_kernel, 1, 1024, 0, geometry, lists, tile, tiles);
 }
 
 template <typename C, int Tokens>
@@ -24,9 +23,8 @@ void plain_tiles(const Launch& launch, const Geometry& g, const TokenLists& list
   find_tiles(launch, g, lists, Tokens, tiles);
   const auto shared = static_cast<int>(plain_shared(g.group, g.head_dim, Tokens).bytes);
   check(cudaFuncSetAttribute(exact_plain_kernel<C, Tokens>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "exact scores");
-  exact_plain_kernel<C, Tokens><<<static_cast<unsigned>(launch.multiprocessors * 8), kPlainThreads, static_cast<size_t>(shared), launch.stream>>>(
-      g, tiles, lists, window, log_sums, rule, factors, scores);
-  launch.check("exact scores");
+  launch.run("exact scores", exact_plain_kernel<C, Tokens>, static_cast<unsigned>(launch.multiprocessors * 8), kPlainThreads,
+             static_cast<size_t>(shared), g, tiles, lists, window, log_sums, rule, factors, scores);
 }
 
 template <typename C>
@@ -53,8 +51,8 @@ void rows(const Launch& launch, const Geometry& g, const TokenLists& lists, RowW
   find_tiles(launch, g, lists, kRowTile, tiles);
   const int lanes = row_lanes(g.head_dim * static_cast<int64_t>(sizeof(C)));
   const auto kernel = lanes == 8 ? row_kernel<C, 8> : lanes == 16 ? row_kernel<C, 16> : row_kernel<C, 32>;
-  kernel<<<static_cast<unsigned>(launch.multiprocessors * 8), 256, 0, launch.stream>>>(g, tiles, lists, work, rule.aggregation, rule.seed, scores);
-  launch.check("exact scores");
+  launch.run("exact scores", kernel, static_cast<unsigned>(launch.multiprocessors * 8), 256, 0, g, tiles, lists, work, rule.aggregation, rule.seed,
+             scores);
 }
 
 void rows(const Launch& launch, lpx_dtype cache, const Geometry& g, const TokenLists& lists, RowWork work, const lpx_score_rule& rule, int32_t* tiles,
@@ -101,10 +99,9 @@ void Exact::prepare(const Launch& launch, const Geometry& g) const {
   const dim3 grid(static_cast<unsigned>(g.segments), static_cast<unsigned>(ceil_div(g.rows, slab_rows(g.group, g.head_dim))));
   const bool only_last = rule_.statistic == LPX_FACTORED && rule_.attention == LPX_ATTENTION_LAST;
   if (window_ == LPX_BF16)
-    query_kernel<__nv_bfloat16><<<grid, kPackThreads, 0, launch.stream>>>(g, only_last, log_sums(), queries_, lse_);
+    launch.run("packing queries", query_kernel<__nv_bfloat16>, grid, kPackThreads, 0, g, only_last, log_sums(), queries_, lse_);
   else
-    query_kernel<__half><<<grid, kPackThreads, 0, launch.stream>>>(g, only_last, log_sums(), queries_, lse_);
-  launch.check("packing queries");
+    launch.run("packing queries", query_kernel<__half>, grid, kPackThreads, 0, g, only_last, log_sums(), queries_, lse_);
 }
 
 void Exact::joint(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
@@ -145,8 +142,7 @@ void Exact::factored(const Launch& launch, const Geometry& g, const Candidates* 
   if (shared) {
     const dim3 grid(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(g.max_length, 256), 1, 1024)),
                     static_cast<unsigned>(std::min<int64_t>(int64_t{g.layers} * g.sequences, 65535)));
-    share_kernel<<<grid, 256, 0, launch.stream>>>(g, rule_.aggregation, scores);
-    launch.check("sharing scores");
+    launch.run("sharing scores", share_kernel, grid, 256, 0, g, rule_.aggregation, scores);
   }
   const TokenLists lists = lists_of(only);
   switch (rule_.value) {

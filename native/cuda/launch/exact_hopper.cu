@@ -7,13 +7,11 @@ namespace {
 template <typename T, int R, int D, bool Bound>
 void run(const Launch& launch, const JointArguments& a) {
   using Shape = HopperShape<R, D>;
-  tile_kernel<<<1, 1024, 0, launch.stream>>>(a.geometry, a.lists, Shape::kTokens, a.tiles);
-  launch.check("exact scores");
+  launch.run("exact scores", tile_kernel, 1, 1024, 0, a.geometry, a.lists, Shape::kTokens, a.tiles);
   const auto kernel = joint_hopper_kernel<T, R, D, Bound>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kShared), "exact scores");
-  kernel<<<static_cast<unsigned>(launch.multiprocessors), Shape::kThreads, Shape::kShared, launch.stream>>>(a.geometry, a.tiles, a.lists, a.queries,
-                                                                                                            a.lse, a.factors, a.scores);
-  launch.check("exact scores");
+  launch.run("exact scores", kernel, static_cast<unsigned>(launch.multiprocessors), Shape::kThreads, Shape::kShared, a.geometry, a.tiles, a.lists,
+             a.queries, a.lse, a.factors, a.scores);
 }
 
 template <typename T, int R, int D>

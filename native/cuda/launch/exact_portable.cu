@@ -15,11 +15,9 @@ void run(const Launch& launch, const PortableArguments& a) {
   int warps = 8;
   while (warps > 1 && Shape::shared(warps) + kStatic > most) warps /= 2;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared(warps)), "exact scores");
-  tile_kernel<<<1, 1024, 0, launch.stream>>>(a.geometry, a.lists, warps * Shape::kTokens, a.tiles);
-  launch.check("exact scores");
-  kernel<<<static_cast<unsigned>(launch.multiprocessors), static_cast<unsigned>(warps * 32), static_cast<size_t>(Shape::shared(warps)),
-           launch.stream>>>(a.geometry, a.tiles, a.lists, a.queries, a.lse, a.factors, a.rule, a.scores);
-  launch.check("exact scores");
+  launch.run("exact scores", tile_kernel, 1, 1024, 0, a.geometry, a.lists, warps * Shape::kTokens, a.tiles);
+  launch.run("exact scores", kernel, static_cast<unsigned>(launch.multiprocessors), static_cast<unsigned>(warps * 32),
+             static_cast<size_t>(Shape::shared(warps)), a.geometry, a.tiles, a.lists, a.queries, a.lse, a.factors, a.rule, a.scores);
 }
 
 template <typename T, int R>

@@ -30,9 +30,8 @@ template <typename Source>
 void gram(const Launch& launch, const Source& source, int batch, int size, int depth, double alpha, double beta, double* out, int64_t batch_stride,
           int64_t row_stride, bool mirrored) {
   const auto tiles = static_cast<unsigned>(ceil_div(size, kGramTile));
-  gram_kernel<<<dim3(tiles * (tiles + 1) / 2, static_cast<unsigned>(batch)), kGramThreads, 0, launch.stream>>>(source, size, depth, alpha, beta, out,
-                                                                                                               batch_stride, row_stride, mirrored);
-  launch.check("gram");
+  launch.run("gram", gram_kernel<Source>, dim3(tiles * (tiles + 1) / 2, static_cast<unsigned>(batch)), kGramThreads, 0, source, size, depth, alpha,
+             beta, out, batch_stride, row_stride, mirrored);
 }
 
 template <typename T>
@@ -46,13 +45,11 @@ void cholesky(const Launch& launch, double* matrices, int batch, int size, const
   constexpr int kShared = 2 * kGramTile * (kGramTile + 1) * static_cast<int>(sizeof(double));
   check(cudaFuncSetAttribute(cholesky_rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "model creation");
   for (int first = 0; first < size; first += kGramTile) {
-    cholesky_diagonal_kernel<<<static_cast<unsigned>(batch), 256, 0, launch.stream>>>(matrices, size, first, diagonals);
-    launch.check("cholesky");
+    launch.run("cholesky", cholesky_diagonal_kernel, static_cast<unsigned>(batch), 256, 0, matrices, size, first, diagonals);
     const int rest = size - first - kGramTile;
     if (rest <= 0) break;
-    cholesky_rows_kernel<<<dim3(static_cast<unsigned>(ceil_div(rest, kGramTile)), static_cast<unsigned>(batch)), kGramTile, kShared, launch.stream>>>(
-        matrices, size, first);
-    launch.check("cholesky");
+    launch.run("cholesky", cholesky_rows_kernel, dim3(static_cast<unsigned>(ceil_div(rest, kGramTile)), static_cast<unsigned>(batch)), kGramTile,
+               kShared, matrices, size, first);
     double* corner = matrices + int64_t{first + kGramTile} * (size + 1);
     gram(launch, MatrixSource{corner - kGramTile, int64_t{size} * size, size}, batch, rest, kGramTile, -1, 1, corner, int64_t{size} * size, size,
          false);
@@ -63,8 +60,7 @@ void cholesky(const Launch& launch, double* matrices, int batch, int size, const
 void singular_bounds(const Launch& launch, double* power, double* other, double* log_scales, int count, int head_dim, float* singular) {
   const int elements = head_dim * head_dim;
   for (int step = 0;; ++step) {
-    norm_kernel<<<static_cast<unsigned>(count), 256, 0, launch.stream>>>(power, elements, log_scales, step, kSquarings, singular);
-    launch.check("singular values");
+    launch.run("singular values", norm_kernel, static_cast<unsigned>(count), 256, 0, power, elements, log_scales, step, kSquarings, singular);
     if (step == kSquarings) return;
     gram(launch, MatrixSource{power, elements, head_dim}, count, head_dim, head_dim, 1, 0, other, elements, head_dim, true);
     std::swap(power, other);
@@ -81,9 +77,8 @@ void rounded_bounds(const Launch& launch, const ModelShape& model, const double*
 
 template <typename T>
 void write_image(const Launch& launch, const ModelShape& model, const double* matrices, const float* scales, int batch, char* image, int64_t bytes) {
-  image_kernel<T><<<dim3(static_cast<unsigned>(model.group), static_cast<unsigned>(batch)), 512, 0, launch.stream>>>(
-      matrices, model.group, model.head_dim, scales, image, bytes);
-  launch.check("factor image");
+  launch.run("factor image", image_kernel<T>, dim3(static_cast<unsigned>(model.group), static_cast<unsigned>(batch)), 512, 0, matrices, model.group,
+             model.head_dim, scales, image, bytes);
 }
 
 }  // namespace
@@ -175,19 +170,15 @@ void DeviceFactors::build(const Launch& launch, const ModelShape& model) {
         case LPX_BF16: weight_gram<__nv_bfloat16>(launch, model, projection, data, count, grams); break;
       }
       const int64_t first_row = (static_cast<int64_t>(l) * model.kv_heads + g) * size;
-      diagonal_kernel<<<static_cast<unsigned>(count), 256, 0, launch.stream>>>(grams, size, matrix, first_row, diagonals.as<double>(),
-                                                                               bad.as<unsigned long long>());
-      launch.check("diagonal");
+      launch.run("diagonal", diagonal_kernel, static_cast<unsigned>(count), 256, 0, grams, size, matrix, first_row, diagonals.as<double>(),
+                 bad.as<unsigned long long>());
       float* singular = singular_ + static_cast<int64_t>(l) * model.query_heads + int64_t{g} * group;
-      head_blocks_kernel<<<static_cast<unsigned>(count * group), 256, 0, launch.stream>>>(grams, group, d, power.as<double>());
-      launch.check("head blocks");
+      launch.run("head blocks", head_blocks_kernel, static_cast<unsigned>(count * group), 256, 0, grams, group, d, power.as<double>());
       singular_bounds(launch, power.as<double>(), other.as<double>(), log_scales.as<double>(), count * group, d, singular);
       cholesky(launch, grams, count, size, diagonals.as<double>());
-      scale_kernel<<<static_cast<unsigned>(count), 256, 0, launch.stream>>>(grams, size, scales + first);
-      launch.check("factor scale");
-      plain_kernel<<<dim3(64, static_cast<unsigned>(count)), 256, 0, launch.stream>>>(grams, group, d, plain + first * view_.plain_floats,
-                                                                                      view_.plain_floats);
-      launch.check("plain factor");
+      launch.run("factor scale", scale_kernel, static_cast<unsigned>(count), 256, 0, grams, size, scales + first);
+      launch.run("plain factor", plain_kernel, dim3(64, static_cast<unsigned>(count)), 256, 0, grams, group, d, plain + first * view_.plain_floats,
+                 view_.plain_floats);
       if (images == nullptr) continue;
       char* to = images + first * view_.image_bytes;
       if (precision_ == LPX_BF16) {

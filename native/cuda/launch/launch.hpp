@@ -17,9 +17,23 @@ void check(cudaError_t error, const char* stage);
 struct Launch {
   cudaStream_t stream;
   int multiprocessors;
+  bool overlaps;  // the chip can bring a kernel's blocks in while the kernel before it ends (compute capability 9.0 and newer)
 
-  // After every <<<>>>: throws if the launch was refused.
-  void check(const char* stage) const { laprox::cuda::check(cudaPeekAtLastError(), stage); }
+  // Enqueues a kernel. It begins with follow_previous() (kernels/views.cuh). Throws if the launch was refused.
+  template <typename... Parameters, typename... Arguments>
+  void run(const char* stage, void (*kernel)(Parameters...), dim3 grid, int64_t threads, int64_t shared, Arguments&&... arguments) const {
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = overlaps ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), stage);
+  }
 };
 
 // Hands out parts of a workspace, 256-byte aligned. Without memory it only counts: the same code that takes the parts of a

@@ -113,8 +113,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
                            : heads == 2 ? laprox::cuda::find_bounds<2>
                            : heads == 3 ? laprox::cuda::find_bounds<3>
                                         : laprox::cuda::find_bounds<4>;
-  find_bounds<<<grid(kBoundBlocks), kBoundThreads, 0, launch.stream>>>(bound);
-  launch.check("bounds");
+  launch.run("bounds", find_bounds, grid(kBoundBlocks), kBoundThreads, 0, bound);
 
   CandidateView lists{};
   lists.lengths = g.lengths;
@@ -135,8 +134,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
   lists.worthwhile_candidates = sizes_.worthwhile_candidates;
   const auto list = [&](auto kernel, int32_t* counts) {
     lists.counts = counts;
-    kernel<<<grid(kListBlocks), kListThreadsOfTiles, 0, launch.stream>>>(lists);
-    launch.check("candidates");
+    launch.run("candidates", kernel, grid(kListBlocks), kListThreadsOfTiles, 0, lists);
   };
   exact_->prepare(launch, g);
 
@@ -153,8 +151,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
     attention_->find_roots(launch, g, own.tokens, loose);
     bound.inflation = attention_->exact_inflation();
     const dim3 blocks(32, static_cast<unsigned>(std::min(g.segments, 65535)));
-    tighten_bounds<<<blocks, kBoundThreads, 0, launch.stream>>>(bound, own.tokens, loose, heads);
-    launch.check("bounds");
+    launch.run("bounds", tighten_bounds, blocks, kBoundThreads, 0, bound, own.tokens, loose, heads);
   }
   const Candidates second{own.tokens, own.counts + 2 * int64_t{g.segments}};
   list(list_candidates<List::kSecond>, own.counts + 2 * int64_t{g.segments});
@@ -175,9 +172,8 @@ void Pruning::run(const Launch& launch, const Geometry& g, const lpx_selection& 
     select_->select(launch, scores, out, report, false);
   }
   if (report == nullptr) return;
-  report_pruning<<<1, 1, 0, launch.stream>>>(g.status, bounds_ == nullptr ? nullptr : bounds_->total, text_of("the budget is large"),
-                                             text_of(obstacle_ == nullptr ? "" : obstacle_), report);
-  launch.check("report");
+  launch.run("report", report_pruning, 1, 1, 0, g.status, bounds_ == nullptr ? nullptr : bounds_->total, text_of("the budget is large"),
+             text_of(obstacle_ == nullptr ? "" : obstacle_), report);
 }
 
 }  // namespace laprox::cuda

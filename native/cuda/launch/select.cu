@@ -31,8 +31,7 @@ constexpr int64_t kStages = int64_t{kRankWarps} * kStage * 4;
 template <typename Kernel>
 void launch_rank(const Launch& launch, Kernel kernel, int64_t blocks, int64_t shared, const RankPass& pass) {
   if (shared > (48 << 10)) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "select");
-  kernel<<<static_cast<unsigned>(blocks), kRankThreads, static_cast<size_t>(shared), launch.stream>>>(pass);
-  launch.check("select");
+  launch.run("select", kernel, static_cast<unsigned>(blocks), kRankThreads, static_cast<size_t>(shared), pass);
 }
 
 }  // namespace
@@ -135,15 +134,13 @@ void Select::find_budgets(const Launch& launch, const ScoreView& scores) const {
       RangeChunk chunk;
       const size_t count = std::min<size_t>(RangeChunk::kSize, ranges_.size() - first);
       std::copy_n(ranges_.begin() + static_cast<int64_t>(first), count, chunk.range);
-      store_ranges<<<1, RangeChunk::kSize, 0, launch.stream>>>(chunk, static_cast<int>(count), device_ranges_ + first);
-      launch.check("protected ranges");
+      launch.run("protected ranges", store_ranges, 1, RangeChunk::kSize, 0, chunk, static_cast<int>(count), device_ranges_ + first);
     }
     budget.range = device_ranges_;
   }
   const SearchStart start = {ranks_.stride, sample_, sizes_.sampled, heads_.tiles, zeros_, zero_words_, histogram_, histogram_words_};
-  laprox::cuda::find_budgets<<<static_cast<unsigned>(scores.sequences + 1 + kZeroBlocks), kBudgetThreads, 0, launch.stream>>>(
-      scores, budget, parts_, start, bounds_, tile_start_);
-  launch.check("budgets");
+  launch.run("budgets", laprox::cuda::find_budgets, static_cast<unsigned>(scores.sequences + 1 + kZeroBlocks), kBudgetThreads, 0, scores, budget,
+             parts_, start, bounds_, tile_start_);
 }
 
 RankPass Select::pass(const ScoreView& scores) const {
@@ -263,12 +260,10 @@ void Select::select(const Launch& launch, const ScoreView& scores, const lpx_sel
 
   const Counts counts = {tile_above_, tile_ties_, tile_segment_, segment_above_, segment_ties_, tie_quota_, blocks_done_};
   const SelectionView view = {out.tokens, out.capacity, out.offsets};
-  count_kept<<<static_cast<unsigned>(std::min<int64_t>(segments_, int64_t{launch.multiprocessors} * 8)), kRankThreads, 0, launch.stream>>>(
-      pass, counts, view, report, whole_report);
-  launch.check("select");
-  emit<<<static_cast<unsigned>(std::min<int64_t>(ceil_div(max_tiles_, kEmitThreads / 32), int64_t{launch.multiprocessors} * 24)), kEmitThreads, 0,
-         launch.stream>>>(pass, counts, view);
-  launch.check("select");
+  launch.run("select", count_kept, static_cast<unsigned>(std::min<int64_t>(segments_, int64_t{launch.multiprocessors} * 8)), kRankThreads, 0, pass,
+             counts, view, report, whole_report);
+  launch.run("select", emit, static_cast<unsigned>(std::min<int64_t>(ceil_div(max_tiles_, kEmitThreads / 32), int64_t{launch.multiprocessors} * 24)),
+             kEmitThreads, 0, pass, counts, view);
 }
 
 void Select::run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const {

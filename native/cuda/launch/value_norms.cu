@@ -12,8 +12,7 @@ void run(const Launch& launch, const Geometry& g, float* norms) {
                   static_cast<unsigned>(std::min(g.segments, 65535)));
   const int lanes = row_lanes(g.head_dim * static_cast<int64_t>(sizeof(T)));
   const auto kernel = lanes == 8 ? value_norm_kernel<T, 8> : lanes == 16 ? value_norm_kernel<T, 16> : value_norm_kernel<T, 32>;
-  kernel<<<grid, 256, 0, launch.stream>>>(g, norms);
-  launch.check("value norms");
+  launch.run("value norms", kernel, grid, 256, 0, g, norms);
 }
 
 }  // namespace

@@ -72,9 +72,8 @@ void check_alignment(const lpx_window& window, int layers) {
 
 void spread_contexts(const Launch& launch, const int32_t* context_lengths, int sequences, int kv_heads, int64_t segments, int32_t* contexts) {
   constexpr int kThreads = 256;
-  cuda::spread_contexts<<<static_cast<unsigned>(ceil_div(segments, kThreads)), kThreads, 0, launch.stream>>>(context_lengths, sequences, kv_heads,
-                                                                                                             static_cast<int>(segments), contexts);
-  launch.check("contexts");
+  launch.run("contexts", spread_contexts_kernel, static_cast<unsigned>(ceil_div(segments, kThreads)), kThreads, 0, context_lengths, sequences,
+             kv_heads, static_cast<int>(segments), contexts);
 }
 
 Views::Views(Arena& arena, const Inputs& inputs, int64_t stride) : inputs_(inputs) {
@@ -146,19 +145,18 @@ void Views::upload(const Launch& launch) const {
       batch.views[i] = view(first + i);
       batch.limits[i] = limits(first + i);
     }
-    upload_layers<<<1, kUploadLayers, 0, launch.stream>>>(batch, count, views_ + first, limits_ + first);
-    launch.check("plan");
+    const int64_t words = count * static_cast<int64_t>(sizeof(LayerView) + sizeof(LayerLimits)) / 8;
+    launch.run("plan", upload_layers, static_cast<unsigned>(ceil_div(words, kPlanThreads)), kPlanThreads, 0, batch, count, views_ + first,
+               limits_ + first);
   }
   if (geometry_.status == status_) check(cudaMemsetAsync(status_, 0, sizeof *status_, launch.stream), "plan");
   const int64_t row_bytes = static_cast<int64_t>(element_size(inputs_.cache.dtype)) * inputs_.cache.head_dim;
-  plan_segments<<<geometry_.segments, kPlanThreads, 0, launch.stream>>>(geometry_, limits_, inputs_.cache.context_lengths, row_bytes, lengths_,
-                                                                        contexts_);
-  launch.check("plan");
+  launch.run("plan", plan_segments, geometry_.segments, kPlanThreads, 0, geometry_, limits_, inputs_.cache.context_lengths, row_bytes, lengths_,
+             contexts_);
 }
 
 void Views::write_positions(const Launch& launch, int32_t* positions) const {
-  cuda::write_positions<<<geometry_.segments, kPlanThreads, 0, launch.stream>>>(geometry_, positions);
-  launch.check("positions");
+  launch.run("positions", write_positions_kernel, geometry_.segments, kPlanThreads, 0, geometry_, positions);
 }
 
 }  // namespace laprox::cuda
