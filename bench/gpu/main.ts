@@ -1,11 +1,12 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { describeCommit } from '../machine.js'
+import { round } from '../markdown.js'
 import { UsageError } from '../options.js'
 import { chart } from './chart.js'
 import { goals, wrong } from './goals.js'
 import { help, type Options, readOptions } from './options.js'
-import { line, page, round } from './page.js'
+import { line, page } from './page.js'
 import { measure, measurePeers, nativeProgram, reasonToSkip } from './program.js'
 import { type Check, collect, finish, type Line, type Machine, type Measured, type Result, type Results } from './results.js'
 

@@ -1,3 +1,4 @@
+import { round, rows } from '../markdown.js'
 import { goals, wrong } from './goals.js'
 import type { Check, Result, Results } from './results.js'
 
@@ -132,11 +133,6 @@ function checkRow(check: Check): string[] {
   ]
 }
 
-function rows(head: readonly string[], body: readonly (readonly string[])[]): string {
-  const escaped = body.map((cells) => cells.map((cell) => cell.replaceAll('|', '\\|')))
-  return [head, head.map(() => '---'), ...escaped].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
-}
-
 function time({ medianUs, p10Us, p90Us }: Pick<Result, 'medianUs' | 'p10Us' | 'p90Us'>): string {
   return `${round(medianUs / 1000)} ms (${round(p10Us / 1000)} to ${round(p90Us / 1000)})`
 }
@@ -151,9 +147,4 @@ function teraflops(rate: number): string {
 
 function count(n: number): string {
   return n.toLocaleString('en-US')
-}
-
-/** Three digits, or all of a whole number. */
-export function round(value: number): string {
-  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3)))
 }

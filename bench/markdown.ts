@@ -1,0 +1,10 @@
+/** A table. */
+export function rows(head: readonly string[], body: readonly (readonly string[])[]): string {
+  const escaped = body.map((cells) => cells.map((cell) => cell.replaceAll('|', '\\|')))
+  return [head, head.map(() => '---'), ...escaped].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
+}
+
+/** Three digits, or all of a whole number. */
+export function round(value: number): string {
+  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3)))
+}
