@@ -1,5 +1,4 @@
-import { readFile, writeFile } from 'node:fs/promises'
-import { basename } from 'node:path'
+import { writeFile } from 'node:fs/promises'
 import { compact } from './compact.js'
 import { eventLoop } from './event-loop.js'
 import { evict } from './evict.js'
@@ -7,8 +6,8 @@ import { growth } from './growth.js'
 import { latency } from './latency.js'
 import { describeCommit, describeMachine } from './machine.js'
 import type { Benchmark, Measurement, Results } from './measurement.js'
-import { help, type Options, readOptions, UsageError } from './options.js'
-import { charts, page } from './page.js'
+import { checkFolders, help, type Options, readOptions, readResults, UsageError } from './options.js'
+import { pageFiles } from './page.js'
 import { score } from './score.js'
 import { select } from './select.js'
 import { lines, table } from './table.js'
@@ -26,24 +25,15 @@ async function measure(options: Options): Promise<Results> {
   return { machine: await describeMachine(), commit: describeCommit(), date: new Date().toISOString(), quick: options.quick, results }
 }
 
-/** The page, and its charts beside it. */
-async function writePage(file: string, results: Results): Promise<void> {
-  const chartFile = (of: string, along: string) => of.replace(/(\.md)?$/, `-${along}.svg`)
-  await writeFile(
-    file,
-    page(results, (along) => chartFile(basename(file), along)),
-  )
-  for (const { along, svg } of charts(results)) await writeFile(chartFile(file, along), svg)
-}
-
 try {
   const options = readOptions(process.argv.slice(2), Object.keys(benchmarks))
   if (options === undefined) console.log(help(Object.keys(benchmarks)))
   else {
-    const results = options.from === undefined ? await measure(options) : (JSON.parse(await readFile(options.from, 'utf8')) as Results)
+    await checkFolders([options.json, options.markdown])
+    const results = options.from === undefined ? await measure(options) : await readResults<Results>(options.from, 'benchmark')
     console.log(`\n${table(results.results)}`)
     if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(results, undefined, 2)}\n`)
-    if (options.markdown !== undefined) await writePage(options.markdown, results)
+    if (options.markdown !== undefined) for (const [file, text] of pageFiles(options.markdown, results)) await writeFile(file, text)
   }
 } catch (error) {
   if (!(error instanceof UsageError)) throw error

@@ -1,4 +1,7 @@
+import { access, constants, readFile } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
+import { suggest } from '../lib/errors.js'
 import type { Settings } from './measurement.js'
 
 export interface Options extends Settings {
@@ -44,7 +47,7 @@ export function readOptions(args: string[], names: readonly string[]): Options |
   const values = parse(args)
   if (values.help) return undefined
   const only = (values.only ?? []).flatMap((list) => list.split(',')).filter((name) => name !== '')
-  for (const name of only) if (!names.includes(name)) throw new UsageError(`--only ${name}: there are ${names.join(', ')}`)
+  for (const name of only) if (!names.includes(name)) throw new UsageError(`there is no benchmark '${name}'; ${suggest(name, names)}`)
   const threads = Number(values.threads)
   if (!Number.isInteger(threads) || threads < 1) throw new UsageError(`--threads ${values.threads} is no number of threads`)
   const { quick, from } = values
@@ -56,6 +59,36 @@ export function readOptions(args: string[], names: readonly string[]): Options |
     json: values.json ?? (whole && from === undefined ? published.json : undefined),
     markdown: values.markdown ?? (whole ? published.markdown : undefined),
     from,
+  }
+}
+
+/**
+ * Reads what an earlier run wrote.
+ *
+ * @param field what each of its results has
+ * @throws UsageError
+ */
+export async function readResults<Run extends { readonly results: readonly object[] }>(file: string, field: string): Promise<Run> {
+  const run = await readFile(file, 'utf8')
+    .then((text) => JSON.parse(text) as Partial<Run>)
+    .catch((error: Error) => {
+      throw new UsageError(`--from ${file}: ${error.message}`)
+    })
+  if (!run.results?.every((result) => field in result)) throw new UsageError(`--from ${file}: expected results that each have a '${field}'`)
+  return run as Run
+}
+
+/**
+ * Looks whether files could be written, before minutes are spent on what goes into them.
+ *
+ * @throws UsageError
+ */
+export async function checkFolders(files: readonly (string | undefined)[]): Promise<void> {
+  for (const file of files) {
+    if (file === undefined) continue
+    await access(dirname(file), constants.W_OK).catch((error: Error) => {
+      throw new UsageError(`${file} cannot be written: ${error.message}`)
+    })
   }
 }
 

@@ -1,10 +1,18 @@
+import { basename } from 'node:path'
 import { round, rows } from './markdown.js'
 import type { Goal, Measurement, Results } from './measurement.js'
 import { type Sweep, sweepChart, sweeps } from './sweep.js'
 import { measured, parameters, rate, time, wanted } from './table.js'
 
-/** The page of a run: goals, shares of what the machine can do, then everything that was measured, each beside the command that prints it. */
-export function page(run: Results, pictureOf: (along: string) => string): string {
+/** The page of a run as it stands in `file`, and its charts beside it: texts by path. */
+export function pageFiles(file: string, run: Results): Map<string, string> {
+  const chartFile = (of: string, along: string) => of.replace(/(\.md)?$/, `-${along}.svg`)
+  const text = page(run, (along) => chartFile(basename(file), along))
+  return new Map([[file, text], ...sweeps(run.results).map((sweep) => [chartFile(file, sweep.along), sweepChart(sweep)] as const)])
+}
+
+/** Goals, shares of what the machine can do, then everything that was measured, each beside the command that prints it. */
+function page(run: Results, pictureOf: (along: string) => string): string {
   const { machine, commit, date, quick, results } = run
   const names = [...new Set(results.map(({ benchmark }) => benchmark))]
   return [
@@ -33,11 +41,6 @@ export function page(run: Results, pictureOf: (along: string) => string): string
   ]
     .join('\n\n')
     .concat('\n')
-}
-
-/** The charts of a run by the parameter that grows, as SVG. */
-export function charts({ results }: Results): { along: string; svg: string }[] {
-  return sweeps(results).map((sweep) => ({ along: sweep.along, svg: sweepChart(sweep) }))
 }
 
 function section(name: string, results: readonly Measurement[], pictureOf: (along: string) => string): string[] {

@@ -24,7 +24,7 @@ const counted: Readonly<Record<string, string>> = {
 /** The sweeps among measurements, in their order. */
 export function sweeps(results: readonly Measurement[]): Sweep[] {
   const parameters = [...new Set(results.flatMap(({ along }) => along ?? []))]
-  return parameters.map((along) => {
+  const all = parameters.map((along) => {
     const points = results.filter((result) => result.along === along)
     const names = [...new Set(points.map(({ name }) => name))]
     const { [along]: _, ...fixed } = points[0]!.parameters
@@ -36,6 +36,7 @@ export function sweeps(results: readonly Measurement[]): Sweep[] {
       fixed,
     }
   })
+  return all.filter(({ values }) => values.length > 1) // one thread is all that one core has
 }
 
 /** Milliseconds on logarithmic axes, as SVG. */

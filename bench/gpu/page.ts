@@ -1,9 +1,20 @@
+import { basename } from 'node:path'
 import { round, rows } from '../markdown.js'
+import { chart } from './chart.js'
 import { goals, wrong } from './goals.js'
 import type { Check, Result, Results } from './results.js'
 
-/** The page of a run: the goals, the check of its inputs and answers, then every stage, and PyTorch beside it. */
-export function page(run: Results, chartFile: string): string {
+/** The page of a run as it stands in `file`, and its chart beside it: texts by path. */
+export function pageFiles(file: string, run: Results): Map<string, string> {
+  const picture = file.replace(/(\.md)?$/, '.svg')
+  return new Map([
+    [file, page(run, basename(picture))],
+    [picture, chart(run.results)],
+  ])
+}
+
+/** The goals, the check of its inputs and answers, then every stage, and PyTorch beside it. */
+function page(run: Results, chartFile: string): string {
   const { machine, commit, date, quick, results, checks, failures, notes } = run
   const own = results.filter(({ peer }) => peer === undefined)
   const models = [...new Set(own.map(({ model }) => model))]
