@@ -46,7 +46,7 @@ export function sweepChart({ of, values, stages, fixed }: Sweep): string {
   return lineChart({
     title: `One layer by ${of} (${size.join(', ')})`,
     x: { name: of, log: true, ticks: values, format },
-    y: { name: 'milliseconds', log: true, format: (ms) => String(Number(ms.toPrecision(3))) },
+    y: { name: 'milliseconds', log: true },
     lines: stages.map(({ name, ms }) => ({ name, points: ms.map((value, i) => [values[i]!, value]) })),
   })
 }
