@@ -1,10 +1,11 @@
 import { Device, evict as evictFrom, policies, score, select } from 'laprox'
-import { type Described, describe, type Layer, llamaShape } from './layer.js'
-import { goal, type Measurement, type Settings } from './measurement.js'
+import { type Described, describe, evictionOperations, type Layer, llamaShape, shapeOf } from './layer.js'
+import { binding, goal, type Measurement, type Settings, shareOf } from './measurement.js'
 import { Needle } from './needle.js'
 import { generateLayer } from './synthetic.js'
 import { shareAboveThreshold } from './tightness.js'
 import { time } from './timing.js'
+import { arithmeticRate, faster, readRate } from './yardstick.js'
 
 const policy = policies.laprox({ keep: 0.05 })
 
@@ -25,6 +26,8 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
   const { report } = await compareSelections(described)
   const scores = await score(model, cache, window, policy)
   const above = await shareAboveThreshold(device, layers, policy, scores, await select(scores, policy, { device }))
+  const { threads } = device.info()
+  const before = { arithmetic: await arithmeticRate(threads), read: await readRate(threads) }
   const { pruned, exhaustive } = await time(
     {
       pruned: () => evictFrom(model, cache, window, policy),
@@ -32,6 +35,10 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
     },
     rounds,
   )
+  const arithmetic = faster(before.arithmetic, await arithmeticRate(threads))
+  const read = faster(before.read, await readRate(threads))
+  const operations = layers.reduce((sum, layer) => sum + evictionOperations(shapeOf(layer), report.exactScores / layers.length), 0)
+  const bytes = cache.bytes + 2 * report.bytesAfter
   const measurement: Measurement = {
     benchmark: 'evict',
     name: `eviction of 95 % of ${name}`,
@@ -41,9 +48,12 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
       tokens: cache.lengths(0)[0]!,
       headDim: cache.headDim,
       type: cache.type,
-      threads: device.info().threads,
+      threads,
     },
     ...pruned,
+    operations,
+    bytes,
+    ...binding(shareOf(arithmetic, operations, pruned), shareOf(read, bytes, pruned)),
     figures: {
       msExhaustive: exhaustive.msMedian,
       entries: report.entries,
@@ -54,7 +64,8 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
     },
     goals: [goal('speed relative to ranking every exact score', exhaustive.msMedian / pruned.msMedian, 'at least', 5, 'times')],
     note:
-      'the selections are the same to the bit; candidates: entries whose one-read bound reached the proven threshold; ' +
+      'operations: the logits of every key, the norm of every value, and the exact scores that were computed; bytes: all keys and values once, and the kept rows twice; ' +
+      'the share is that of the rate that binds; the selections are the same to the bit; candidates: entries whose one-read bound reached the proven threshold; ' +
       'aboveThresholdPercent: of the entries, those whose bound from exact attention norms reaches the smallest score kept, without protected ones',
   }
   model.dispose()

@@ -27,6 +27,13 @@ export function jointOperations({ queryHeads, kvHeads, headDim, window, tokens }
   return (logits + values + products) * kvHeads * tokens
 }
 
+/** What an eviction of the layer must compute at least: the logits of every key, the norm of every value, and so many exact scores. */
+export function evictionOperations(shape: LayerShape, exactScores: number): number {
+  const { queryHeads, kvHeads, headDim, window, tokens } = shape
+  const scan = 2 * (queryHeads / kvHeads) * window * headDim + 2 * headDim
+  return scan * kvHeads * tokens + (jointOperations(shape) / (kvHeads * tokens)) * exactScores
+}
+
 /** The tensors of an attention layer and of its cache. */
 export interface Layer {
   /** [queryHeads, window, headDim] */
@@ -36,6 +43,12 @@ export interface Layer {
   readonly values: Tensor<FloatType>
   /** [modelDim, queryHeads * headDim] */
   readonly projection: Tensor<FloatType>
+}
+
+export function shapeOf({ queries, keys, projection }: Layer): LayerShape {
+  const [queryHeads, window, headDim] = queries.dims as [number, number, number]
+  const [kvHeads, tokens] = keys.dims as [number, number, number]
+  return { queryHeads, kvHeads, headDim, modelDim: projection.dims[0]!, window, tokens }
 }
 
 export async function writeLayer(file: string, layer: Layer): Promise<void> {
@@ -56,11 +69,11 @@ export interface Described {
 
 /** Describes layers to a device, and waits until it has what it derives from them. */
 export async function describe(device: Device, layers: readonly Layer[]): Promise<Described> {
-  const [queryHeads, , headDim] = layers[0]!.queries.dims as [number, number, number]
+  const { queryHeads, kvHeads, headDim } = shapeOf(layers[0]!)
   const model = AttentionModel.create(device, {
     layers: layers.length,
     queryHeads,
-    kvHeads: layers[0]!.keys.dims[0]!,
+    kvHeads,
     headDim,
     outputProjections: layers.map(({ projection }) => projection),
   })

@@ -1,22 +1,24 @@
-import { readFile, writeFile } from 'node:fs/promises'
+import { writeFile } from 'node:fs/promises'
 import { compact } from './compact.js'
 import { eventLoop } from './event-loop.js'
 import { evict } from './evict.js'
+import { growth } from './growth.js'
 import { latency } from './latency.js'
 import { describeCommit, describeMachine } from './machine.js'
 import type { Benchmark, Measurement, Results } from './measurement.js'
-import { help, type Options, readOptions, UsageError } from './options.js'
+import { checkFolders, help, type Options, readOptions, readResults, UsageError } from './options.js'
+import { pageFiles } from './page.js'
 import { score } from './score.js'
 import { select } from './select.js'
 import { lines, table } from './table.js'
 
-const benchmarks: Readonly<Record<string, Benchmark>> = { score, evict, select, compact, latency, 'event-loop': eventLoop }
+const benchmarks: Readonly<Record<string, Benchmark>> = { score, evict, select, compact, latency, 'event-loop': eventLoop, growth }
 
 async function measure(options: Options): Promise<Results> {
   const results: Measurement[] = []
   for (const name of options.only) {
     for await (const measurement of benchmarks[name]!(options)) {
-      console.log(`${lines(measurement)}\n`)
+      console.log(lines(measurement))
       results.push(measurement)
     }
   }
@@ -27,9 +29,11 @@ try {
   const options = readOptions(process.argv.slice(2), Object.keys(benchmarks))
   if (options === undefined) console.log(help(Object.keys(benchmarks)))
   else {
-    const results = options.from === undefined ? await measure(options) : (JSON.parse(await readFile(options.from, 'utf8')) as Results)
+    await checkFolders([options.json, options.markdown])
+    const results = options.from === undefined ? await measure(options) : await readResults<Results>(options.from, 'benchmark')
+    console.log(`\n${table(results.results)}`)
     if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(results, undefined, 2)}\n`)
-    if (options.markdown !== undefined) await writeFile(options.markdown, table(results))
+    if (options.markdown !== undefined) for (const [file, text] of pageFiles(options.markdown, results)) await writeFile(file, text)
   }
 } catch (error) {
   if (!(error instanceof UsageError)) throw error

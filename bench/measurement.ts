@@ -35,6 +35,8 @@ export interface Measurement extends Partial<Timing> {
   readonly benchmark: string
   readonly name: string
   readonly parameters: Readonly<Record<string, number | string>>
+  /** The parameter that grows from one measurement of this name to the next. */
+  readonly along?: string
   /** Of one run; a multiplication and an addition are two. */
   readonly operations?: number
   /** Moved in one run. */
@@ -86,6 +88,13 @@ export function goal(what: string, value: number, wanted: Goal['wanted'], limit:
 }
 
 /** The share of the machine's rate that `amount` operations or bytes in one run reach; nothing where no rate could be measured. */
-export function shareOf(machineRate: MachineRate | undefined, amount: number, { msMedian }: Timing): { machineRate?: MachineRate; share?: number } {
+export function shareOf(machineRate: MachineRate | undefined, amount: number, { msMedian }: Timing): Reached {
   return machineRate === undefined ? {} : { machineRate, share: amount / (msMedian / 1000) / machineRate.value }
+}
+
+export type Reached = Pick<Measurement, 'machineRate' | 'share'>
+
+/** Of the shares of several rates the largest: the rate that binds. */
+export function binding(...reached: readonly Reached[]): Reached {
+  return reached.reduce((largest, other) => ((other.share ?? 0) > (largest.share ?? 0) ? other : largest))
 }

@@ -1,10 +1,10 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Device, type Policy, policies, Scores, select as selectFrom } from 'laprox'
-import { goal, type Measurement, type Settings, timing } from './measurement.js'
+import { goal, type Measurement, type Settings, shareOf, timing } from './measurement.js'
 import { Random } from './random.js'
 import { time } from './timing.js'
-import { scratchFolder, yardstick } from './yardstick.js'
+import { faster, readRate, scratchFolder, yardstick } from './yardstick.js'
 
 /** Choosing 5 % of a whole model's scores, beside a sort in JavaScript and std::nth_element in C++. */
 export async function* select({ quick, threads }: Settings): AsyncGenerator<Measurement> {
@@ -15,6 +15,7 @@ export async function* select({ quick, threads }: Settings): AsyncGenerator<Meas
   const parameters = { layers: scores.layers, kvHeads: scores.kvHeads, tokens: scores.lengths[0]!, scores: scores.data.length }
   const choose = (policy: Policy) => () => selectFrom(scores, policy, { device })
 
+  const before = await readRate(threads)
   const copy = new Float32Array(scores.data.length)
   const { laprox, pooled, sort } = await time(
     {
@@ -29,6 +30,7 @@ export async function* select({ quick, threads }: Settings): AsyncGenerator<Meas
     },
     rounds,
   )
+  const rate = faster(before, await readRate(threads))
   const selection = await selectFrom(scores, plain, { device })
   const nth = await nthElement(scores, selection.tokens, rounds)
 
@@ -38,12 +40,12 @@ export async function* select({ quick, threads }: Settings): AsyncGenerator<Meas
     parameters: { ...parameters, pooling: 'none', threads },
     ...laprox,
     bytes: scores.data.byteLength,
-    figures: { msSort: sort.msMedian, ...(nth && { msNthElement: nth.msMedian }) },
+    ...shareOf(rate, scores.data.byteLength, laprox),
     goals: [
       goal('speed relative to sorting in JavaScript', sort.msMedian / laprox.msMedian, 'at least', 10, 'times'),
       ...(nth ? [goal('speed relative to std::nth_element and a scan on one thread', nth.msMedian / laprox.msMedian, 'at least', 2, 'times')] : []),
     ],
-    note: 'the tokens are those of std::nth_element and a scan, one by one; the sort is Float32Array.prototype.sort alone, without its copy of the scores or any choice of tokens',
+    note: 'bytes: of the scores, counted once',
   }
   yield {
     benchmark: 'select',
@@ -51,6 +53,23 @@ export async function* select({ quick, threads }: Settings): AsyncGenerator<Meas
     parameters: { ...parameters, pooling: 'max 7', threads },
     ...pooled,
     bytes: scores.data.byteLength,
+    ...shareOf(rate, scores.data.byteLength, pooled),
+  }
+  yield {
+    benchmark: 'select',
+    name: 'a sort of the same scores in JavaScript',
+    parameters: { ...parameters, threads: 1 },
+    ...sort,
+    note: 'the sort is Float32Array.prototype.sort alone, without its copy of the scores or any choice of tokens',
+  }
+  if (nth) {
+    yield {
+      benchmark: 'select',
+      name: 'the same selection by std::nth_element and a scan in C++',
+      parameters: { ...parameters, pooling: 'none', threads: 1 },
+      ...nth,
+      note: 'the tokens of std::nth_element and a scan are the same, one by one',
+    }
   }
 }
 

@@ -57,6 +57,12 @@ export async function arithmeticRate(threads: number): Promise<MachineRate | und
   return rates && { value: median(rates), unit: 'operations', of: `multiply-adds on ${count(threads)}` }
 }
 
+/** Bytes a second that are read from memory that no cache holds. */
+export async function readRate(threads: number): Promise<MachineRate | undefined> {
+  const rates = await yardstick('read_memory.c', threads, 5)
+  return rates && { value: median(rates), unit: 'bytes', of: `reading memory on ${count(threads)}` }
+}
+
 /** Bytes a second that memcpy moves in blocks of `bytes`, into memory in use or into `fresh` memory. */
 export async function copyRate(threads: number, bytes: number, fresh: boolean): Promise<MachineRate | undefined> {
   const seconds = await yardstick('copy_memory.c', threads, bytes, 15, Number(fresh))

@@ -1,8 +1,7 @@
-import { randomBytes } from 'node:crypto'
-import { type FileHandle, open, rename, rm, stat } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { type FileHandle, open, stat } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { closest, LaproxError, show, throwIfAborted } from './errors.js'
+import { replaceFile } from './file.js'
 import { elementBytes, packed, Tensor, type TensorType } from './tensor.js'
 
 /**
@@ -164,16 +163,15 @@ export async function writeSafetensors(
   throwIfAborted(signal)
   const sorted = sortTensors(tensors)
   const header = makeHeader(sorted, metadata)
-  // Short, so that any name which the target may have leaves room for it.
-  const temporary = join(dirname(file), `.laprox-${randomBytes(8).toString('hex')}.tmp`)
-  let handle: FileHandle | undefined
-  let created = false
+  await replaceFile(file, (temporary) => writeTensors(temporary, header, sorted, signal), { signal })
+}
+
+async function writeTensors(file: string, header: Uint8Array, tensors: readonly Named[], signal: AbortSignal | undefined): Promise<void> {
+  const handle = await open(file, 'wx')
   try {
-    handle = await open(temporary, 'wx')
-    created = true
     let batch: Uint8Array[] = [header]
     let bytes = header.length
-    for (const [, tensor] of sorted) {
+    for (const [, tensor] of tensors) {
       // Gathering keeps the JS thread busy: a little at a time.
       const most = tensor.contiguous ? batchBytes : gatherBytes
       for (const piece of pieces(tensor)) {
@@ -188,20 +186,9 @@ export async function writeSafetensors(
       }
     }
     await drain(handle, batch)
-    await handle.sync()
-    await handle.close()
-    handle = undefined
-    throwIfAborted(signal)
-    for (const [, tensor] of sorted) void tensor.data // throws where it was detached while it was written
-    await rename(temporary, file)
-    created = false
-  } catch (error) {
-    if (error instanceof LaproxError) throw error
-    throw new LaproxError('IO', `${file} could not be written: ${reason(error)}`, { cause: error })
+    for (const [, tensor] of tensors) void tensor.data // throws where it was detached while it was written
   } finally {
-    // What went wrong first is what the caller hears of.
-    await handle?.close().catch(() => {})
-    if (created) await rm(temporary, { force: true }).catch(() => {})
+    await handle.close()
   }
 }
 

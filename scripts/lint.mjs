@@ -1,5 +1,6 @@
-// Format and lint of TypeScript (biome) and of C and C++ (clang-format; clang-tidy where it is installed and CMake has built).
-// node scripts/lint.mjs [--fix]     --fix: formats, and fixes what can be fixed safely
+// Format and lint of TypeScript (biome) and of C and C++ (clang-format; clang-tidy where it is installed and CMake has built), and the
+// figures in the documentation (check-figures.ts).
+// node scripts/lint.mjs [--fix]     --fix: formats, fixes what can be fixed safely, and writes the figures
 import { execFile, spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -31,6 +32,8 @@ run('biome', bin('biome'), fix ? ['check', '--write'] : ['check', '--error-on-wa
 
 const text = [...listFiles('native', /\.(h|hpp|cpp|inl|cu|cuh)$/), ...listFiles('examples/c', /\.[ch]$/)]
 run('clang-format', bin('clang-format'), fix ? ['-i', ...text] : ['--dry-run', '--Werror', ...text])
+
+run('figures', bin('tsx'), [join('scripts', 'check-figures.ts'), ...(fix ? ['--write'] : [])])
 
 const { variables } = JSON.parse(readFileSync(join(root, 'native', 'sources.gypi'), 'utf8'))
 const listed = Object.values(variables).flat()

@@ -1,11 +1,10 @@
-import { readFile, writeFile } from 'node:fs/promises'
-import { basename } from 'node:path'
+import { writeFile } from 'node:fs/promises'
 import { describeCommit } from '../machine.js'
-import { UsageError } from '../options.js'
-import { chart } from './chart.js'
+import { round } from '../markdown.js'
+import { checkFolders, readResults, UsageError } from '../options.js'
 import { goals, wrong } from './goals.js'
 import { help, type Options, readOptions } from './options.js'
-import { line, page, round } from './page.js'
+import { line, pageFiles } from './page.js'
 import { measure, measurePeers, nativeProgram, reasonToSkip } from './program.js'
 import { type Check, collect, finish, type Line, type Machine, type Measured, type Result, type Results } from './results.js'
 
@@ -59,15 +58,12 @@ async function main(): Promise<void> {
     const reason = reasonToSkip()
     if (reason !== undefined) return console.log(`skipped: ${reason}`)
   }
-  const results = options.from === undefined ? await run(options) : (JSON.parse(await readFile(options.from, 'utf8')) as Results)
+  await checkFolders([options.json, options.markdown])
+  const results = options.from === undefined ? await run(options) : await readResults<Results>(options.from, 'stage')
   if (results === undefined) return
   console.log(`\n${summary(results)}`)
   if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(results, undefined, 1)}\n`)
-  if (options.markdown !== undefined) {
-    const picture = options.markdown.replace(/(\.md)?$/, '.svg')
-    await writeFile(options.markdown, page(results, basename(picture)))
-    await writeFile(picture, chart(results.results))
-  }
+  if (options.markdown !== undefined) for (const [file, text] of pageFiles(options.markdown, results)) await writeFile(file, text)
   if (results.checks.some((check) => wrong(check) !== undefined)) process.exitCode = 1
 }
 

@@ -1,8 +1,20 @@
+import { basename } from 'node:path'
+import { round, rows } from '../markdown.js'
+import { chart } from './chart.js'
 import { goals, wrong } from './goals.js'
 import type { Check, Result, Results } from './results.js'
 
-/** The page of a run: the goals, the check of its inputs and answers, then every stage, and PyTorch beside it. */
-export function page(run: Results, chartFile: string): string {
+/** The page of a run as it stands in `file`, and its chart beside it: texts by path. */
+export function pageFiles(file: string, run: Results): Map<string, string> {
+  const picture = file.replace(/(\.md)?$/, '.svg')
+  return new Map([
+    [file, page(run, basename(picture))],
+    [picture, chart(run.results)],
+  ])
+}
+
+/** The goals, the check of its inputs and answers, then every stage, and PyTorch beside it. */
+function page(run: Results, chartFile: string): string {
   const { machine, commit, date, quick, results, checks, failures, notes } = run
   const own = results.filter(({ peer }) => peer === undefined)
   const models = [...new Set(own.map(({ model }) => model))]
@@ -132,11 +144,6 @@ function checkRow(check: Check): string[] {
   ]
 }
 
-function rows(head: readonly string[], body: readonly (readonly string[])[]): string {
-  const escaped = body.map((cells) => cells.map((cell) => cell.replaceAll('|', '\\|')))
-  return [head, head.map(() => '---'), ...escaped].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
-}
-
 function time({ medianUs, p10Us, p90Us }: Pick<Result, 'medianUs' | 'p10Us' | 'p90Us'>): string {
   return `${round(medianUs / 1000)} ms (${round(p10Us / 1000)} to ${round(p90Us / 1000)})`
 }
@@ -151,9 +158,4 @@ function teraflops(rate: number): string {
 
 function count(n: number): string {
   return n.toLocaleString('en-US')
-}
-
-/** Three digits, or all of a whole number. */
-export function round(value: number): string {
-  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3)))
 }

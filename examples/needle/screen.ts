@@ -1,5 +1,5 @@
+import { bytes, duration, percent, signed, table } from '#lib/cli/table'
 import type { Comparison } from './comparison.js'
-import { duration, megabytes, percent, signed, table } from './report.js'
 import type { Prompt } from './tasks.js'
 import type { Text } from './text.js'
 import type { Verdict } from './verdict.js'
@@ -13,11 +13,11 @@ export function showComparison({ task, prompt, index, msPrefill, full, trials }:
       : `${text.line(verdict.answer)} ${verdict.figure ? '✓' : '✗'}`
   const answers = table(
     [
-      ['  full cache', outcome(full), megabytes(trials[0]!.report.bytesBefore), '', '', '', `answer ${duration(full.ms)}`],
+      ['  full cache', outcome(full), bytes(trials[0]!.report.bytesBefore), '', '', '', `answer ${duration(full.ms)}`],
       ...trials.map(({ policy, keep, verdict, report }) => [
         `  ${policy.name} ${percent(keep)}`,
         outcome(verdict),
-        megabytes(report.bytesAfter),
+        bytes(report.bytesAfter),
         `score ${duration(report.msScore)}`,
         `select ${duration(report.msSelect)}`,
         `compact ${duration(report.msCompact)}`,

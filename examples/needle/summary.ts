@@ -1,8 +1,8 @@
 import type { Policy } from 'laprox'
+import { bytes, percent, signed, table } from '#lib/cli/table'
 import type { Comparison } from './comparison.js'
 import { Means } from './means.js'
 import type { Contender } from './options.js'
-import { megabytes, percent, signed, table } from './report.js'
 import type { Task } from './tasks.js'
 
 /** What an eviction took and left. */
@@ -60,14 +60,14 @@ export class Summary {
       [
         'full cache',
         ...this.tasks.map(({ name, judgedBy }) => (judgedBy === 'loss' ? full[`${name}Loss`]!.toFixed(3) : percent(full[name]!))),
-        megabytes(results[0]!.costs.bytesBefore),
+        bytes(results[0]!.costs.bytesBefore),
         ...['', '', ''],
         ms(full.msAnswer!),
       ],
       ...results.map(({ policy, keep, figures, costs }) => [
         `${policy.name} ${percent(keep)}`,
         ...this.tasks.map(({ name, judgedBy }) => (judgedBy === 'loss' ? signed(figures[`${name}LossRise`]!) : percent(figures[name]!))),
-        megabytes(costs.bytesAfter),
+        bytes(costs.bytesAfter),
         ...[costs.msScore, costs.msSelect, costs.msCompact, costs.msAnswer].map(ms),
       ]),
     ])

@@ -11,16 +11,22 @@ export function percent(share: number): string {
 }
 
 /** 1257472 -> '1.26 MB' */
-export function megabytes(bytes: number): string {
-  return `${(bytes / 1e6).toPrecision(3)} MB`
+export function bytes(count: number): string {
+  const power = Math.min(4, Math.max(1, Math.floor(Math.log10(count) / 3)))
+  return count < 1000 ? `${count} B` : `${digits(count / 1000 ** power)} ${['', 'k', 'M', 'G', 'T'][power]}B`
 }
 
 /** 1234.5 -> '1.23 s', 12.34 -> '12.3 ms' */
 export function duration(ms: number): string {
-  return ms >= 1000 ? `${(ms / 1000).toPrecision(3)} s` : `${ms.toPrecision(3)} ms`
+  return ms >= 1000 ? `${digits(ms / 1000)} s` : `${digits(ms)} ms`
 }
 
 /** 0.1 -> '+0.100' */
 export function signed(nats: number): string {
   return `${nats < 0 ? '-' : '+'}${Math.abs(nats).toFixed(3)}`
+}
+
+/** Three digits, or all of those before the point. */
+function digits(value: number): string {
+  return value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)
 }
