@@ -1,8 +1,9 @@
 // Everything that README and the guides show is run, checked or refused: a block of a language that is not here fails.
+import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { presetNames, validatePolicy } from '../lib/index.js'
+import { policy, presetNames, validatePolicy } from '../lib/index.js'
 import { complaints } from './docs/commands.js'
 import { type Block, filesOf, follow, isThere, type Page, readPages, root } from './docs/markdown.js'
 import {
@@ -40,6 +41,11 @@ const checks: Readonly<Record<string, (block: Block) => string[]>> = {
       return [(error as Error).message]
     }
   },
+  python: ({ text }) => {
+    // Is it Python? What it needs to run is not here.
+    const { status, stderr, error } = spawnSync('python3', ['-c', 'import ast, sys; ast.parse(sys.stdin.read())'], { input: text, encoding: 'utf8' })
+    return error !== undefined || status === 0 ? [] : [stderr.trim().split('\n').at(-1)!]
+  },
   // Output, formulas, trees of files: nothing that runs.
   text: () => [],
   math: () => [],
@@ -76,7 +82,9 @@ describe('blocks of code', () => {
 
 describe('commands in a sentence', () => {
   it('are there', () => {
-    const spans = written.flatMap((page) => page.spans.filter(({ text }) => /^(npm run|node) \S/.test(text)).map((span) => ({ page, span })))
+    const spans = written.flatMap((page) =>
+      page.spans.filter(({ text }) => /^(npm run|node|npx|laprox) \S/.test(text)).map((span) => ({ page, span })),
+    )
     const wrong = spans.flatMap(({ page, span }) => complaints(span.text).map((what) => `${at(page, span)}: ${what}`))
     expect(wrong).toEqual([])
   })
@@ -113,8 +121,14 @@ describe('programs', () => {
 describe('guides', () => {
   const text = (path: string): string => readFileSync(join(root, path), 'utf8')
 
-  it('name every preset', () => {
-    expect(presetNames.filter((name) => !text('docs/policies.md').includes(`| \`${name}\` |`))).toEqual([])
+  it('tell the pooling and the scope of every preset', () => {
+    const rows = text('docs/policies.md').split('\n')
+    for (const name of presetNames) {
+      const { pooling, scope } = policy(name, { keep: 0.1 })
+      const cells = rows.find((row) => row.startsWith(`| \`${name}\` |`))?.split(' | ')
+      const told = { pooling: cells?.[2], scope: /^(?:over|in) (?:the|a) (\w+)/.exec(cells?.[3] ?? '')?.[1] }
+      expect({ name, ...told }).toEqual({ name, pooling: pooling.kind === 'none' ? 'none' : `${pooling.kind} ${pooling.width}`, scope })
+    }
   })
 
   it('say what to do about every error', () => {

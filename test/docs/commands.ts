@@ -15,11 +15,19 @@ const commands: Readonly<Record<string, (words: Words) => string | undefined>> =
     if (verb !== 'run') return ['ci', 'install', 'version', 'pack', 'publish'].includes(verb ?? '') ? undefined : `npm ${verb}: unknown`
     const script = scripts[name ?? '']
     if (script === undefined) return `package.json has no script ${name}`
-    const given = rest.filter((word) => word.startsWith('--') && word !== '--').map((word) => word.split('=')[0]!)
-    const missing = given.filter((option) => !knows(script, option))
-    return missing.length === 0 ? undefined : `npm run ${name} does not take ${missing.join(', ')}`
+    const [, runner, file] = /(tsx|node) (\S+)$/.exec(script) ?? []
+    if (file === undefined) return rest.length === 0 ? undefined : `npm run ${name} takes no options`
+    return untaken(`npm run ${name}`, rest, runner === 'tsx' ? helpOf(file) : textOf(file))
+  },
+  npx: ([, ...words]) => (words[0] === 'laprox' ? commands.laprox!(words) : `npx ${words[0]}: unknown`),
+  laprox([, ...words]) {
+    const [command] = words
+    const main = 'lib/cli/main.ts'
+    return there(main) ?? untaken(`laprox ${command}`, words, command?.startsWith('-') ? helpOf(main) : helpOf(main, command!))
   },
   node: ([, file]) => there(file),
+  python: ([, file, ...rest]) => there(file) ?? untaken(file!, rest, textOf(file!)),
+  pip: () => undefined,
   '.ci/run': ([file]) => there(file),
   git: ([, verb]) => (verb === 'clone' ? undefined : `git ${verb}: unknown`),
   cd: () => undefined,
@@ -59,21 +67,28 @@ function files(paths: Words): string | undefined {
   return paths.map(there).find((wrong) => wrong !== undefined)
 }
 
+/** What is wrong with the options among the words of a command, given a text that has those it takes. */
+function untaken(command: string, words: Words, text: string): string | undefined {
+  const given = words.filter((word) => /^--?\w/.test(word)).map((word) => word.split('=')[0]!)
+  // As they stand in a help or are asked for in a script, or as parseArgs is told of them.
+  const missing = given.filter((option) => !new RegExp(`(?<![\\w-])${option}(?![\\w-])|\\b${option.replace(/^-+/, '')}: \\{ type:`).test(text))
+  return missing.length === 0 ? undefined : `${command} does not take ${missing.join(', ')}`
+}
+
+function textOf(file: string): string {
+  return readFileSync(join(root, file), 'utf8')
+}
+
 const helps = new Map<string, string>()
 
-/** Whether a script's program says that it takes an option: in its help, or, where it has none, in its text. */
-function knows(script: string, option: string): boolean {
-  const [, runner, file] = /(tsx|node) (\S+)$/.exec(script) ?? []
-  if (runner === undefined) return false
-  if (runner === 'node') return new RegExp(`${option}\\b|\\b${option.slice(2)}: \\{`).test(readFileSync(join(root, file!), 'utf8'))
-  let help = helps.get(file!)
+/** What a program of this repository prints when it is asked for help. */
+function helpOf(file: string, ...command: Words): string {
+  const key = [file, ...command].join(' ')
+  let help = helps.get(key)
   if (help === undefined) {
-    help = spawnSync(process.execPath, ['--import', 'tsx', file!, '--help'], {
-      cwd: root,
-      encoding: 'utf8',
-      env: { ...process.env, LD_PRELOAD: '' },
-    }).stdout
-    helps.set(file!, help)
+    const args = ['--import', 'tsx', file, ...command, '--help']
+    help = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8', env: { ...process.env, LD_PRELOAD: '' } }).stdout
+    helps.set(key, help)
   }
-  return new RegExp(`${option}(?![\\w-])`).test(help)
+  return help
 }

@@ -1,5 +1,6 @@
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { vi } from 'vitest'
 import { type Block, type Page, root } from './markdown.js'
@@ -96,15 +97,20 @@ export function typeCheck(files: ReadonlyMap<Program, string>): string {
   return inPages + stderr
 }
 
-/** Runs a program that is written. */
+/** Runs a program that is written, in an empty folder. */
 export async function runTypeScript(file: string): Promise<void> {
   const log = vi.spyOn(console, 'log').mockImplementation(() => {})
+  const before = process.cwd()
+  const empty = mkdtempSync(join(tmpdir(), 'laprox-docs-'))
+  process.chdir(empty)
   // What a setup exports may be changed by what follows it.
   vi.resetModules()
   try {
     const { default: run } = (await import(file)) as { default: () => Promise<void> }
     await run()
   } finally {
+    process.chdir(before)
+    rmSync(empty, { recursive: true })
     log.mockRestore()
   }
 }
