@@ -20,10 +20,12 @@ const commands: Readonly<Record<string, (words: Words) => string | undefined>> =
     return untaken(`npm run ${name}`, rest, runner === 'tsx' ? helpOf(file) : textOf(file))
   },
   npx: ([, ...words]) => (words[0] === 'laprox' ? commands.laprox!(words) : `npx ${words[0]}: unknown`),
-  laprox([, ...words]) {
-    const [command] = words
+  laprox([, command = '', ...rest]) {
     const main = 'lib/cli/main.ts'
-    return there(main) ?? untaken(`laprox ${command}`, words, command?.startsWith('-') ? helpOf(main) : helpOf(main, command!))
+    if (!existsSync(join(root, main))) return there(main)
+    if (command.startsWith('-')) return untaken('laprox', [command, ...rest], helpOf(main))
+    if (!new RegExp(`^ +${command}\\b`, 'm').test(helpOf(main))) return `laprox has no command ${command}`
+    return untaken(`laprox ${command}`, rest, helpOf(main, command))
   },
   node: ([, file]) => there(file),
   python: ([, file, ...rest]) => there(file) ?? untaken(file!, rest, textOf(file!)),
@@ -87,7 +89,9 @@ function helpOf(file: string, ...command: Words): string {
   let help = helps.get(key)
   if (help === undefined) {
     const args = ['--import', 'tsx', file, ...command, '--help']
-    help = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8', env: { ...process.env, LD_PRELOAD: '' } }).stdout
+    const { status, stdout, stderr } = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8', env: { ...process.env, LD_PRELOAD: '' } })
+    if (status !== 0) throw new Error(`${key} --help: ${stderr}`)
+    help = stdout
     helps.set(key, help)
   }
   return help

@@ -59,10 +59,12 @@ export function writeTypeScript(program: Program): string {
     lines[line - 2] = '{'
     for (const [i, code] of body.trimEnd().split('\n').entries()) lines[line - 1 + i] = code.replace(/^(\s*)(\S.*) \/\/ => (.*)$/, '$1same($2, $3)')
   }
-  const names = program.setup === undefined ? [] : exportsOf(program.setup)
   const head = Array.from(imports, ([from, known]) => `import { ${[...known].join(', ')} } from '${from.replace(/^laprox(?:\/(.*))?$/, sourceOf)}'; `)
   head.push("import { same } from '../../test/docs/same.js'; ")
-  if (names.length > 0) head.push(`import { ${names.join(', ')} } from '../../test/docs/setups/${program.setup}.js'; `)
+  if (program.setup !== undefined) {
+    const names = exportsOf(program.setup)
+    head.push(`import ${names.length > 0 ? `{ ${names.join(', ')} } from ` : ''}'../../test/docs/setups/${program.setup}.js'; `)
+  }
   lines[0] = `${head.join('')}export default async function run(): Promise<void> {`
   lines.push(`${'}'.repeat(program.blocks.length + 1)}`)
   const file = fileName(program, 'ts')
@@ -125,7 +127,16 @@ export function runC(program: Program, library: string, environment: NodeJS.Proc
   const binary = fileName(program, 'out')
   mkdirSync(folder, { recursive: true })
   writeFileSync(source, parts.join(''))
-  const warnings = ['-Wall', '-Wextra', '-pedantic', '-Werror', '-Wno-unused-variable', '-Wno-unused-but-set-variable', '-Wno-shadow']
+  const warnings = [
+    '-Wall',
+    '-Wextra',
+    '-pedantic',
+    '-Werror',
+    '-Wno-unused-variable',
+    '-Wno-unused-function',
+    '-Wno-unused-but-set-variable',
+    '-Wno-shadow',
+  ]
   const sanitizers = library.includes('.cmake-sanitize') ? ['-fsanitize=address,undefined'] : []
   const compiled = spawnSync(
     'cc',
