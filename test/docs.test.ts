@@ -29,7 +29,7 @@ const nameOf = ({ page, blocks, setup }: Program): string => `${at(page, blocks[
 afterAll(clean)
 
 /** What is wrong with a block that is no program. */
-const checks: Readonly<Record<string, (block: Block) => string[]>> = {
+const checks: Readonly<Record<string, (block: Block) => string[] | Promise<string[]>>> = {
   '': ({ text }) => complaints(text),
   sh: ({ text }) => complaints(text),
   json({ text, marks }) {
@@ -59,34 +59,33 @@ describe('blocks of code', () => {
     expect(unknown).toEqual([])
   })
 
-  it('that are commands, data or excerpts are as they should be', () => {
-    const wrong: string[] = []
-    for (const page of written) {
-      for (const block of page.blocks) {
+  it('that are commands, data or excerpts are as they should be', async () => {
+    const checked = written.flatMap((page) =>
+      page.blocks.map(async (block) => {
         const source = block.marks.get('from')
-        const found =
-          source === undefined ? (checks[block.language]?.(block) ?? []) : isExcerpt(block.text, source) ? [] : [`is no part of ${source}`]
-        wrong.push(...found.map((what) => `${at(page, block)}: ${what}`))
-      }
-    }
-    expect(wrong).toEqual([])
+        if (source !== undefined) return isExcerpt(block.text, source) ? [] : [`${at(page, block)} is no part of ${source}`]
+        const wrong = (await checks[block.language]?.(block)) ?? []
+        return wrong.map((what) => `${at(page, block)}: ${what}`)
+      }),
+    )
+    expect((await Promise.all(checked)).flat()).toEqual([])
   })
 
-  it('refuse what they should', () => {
-    expect(complaints('npm run nothing')).toEqual(['package.json has no script nothing'])
-    expect(complaints('A=1 npm run build:native -- --nothing --werror # --comment')).toEqual(['npm run build:native does not take --nothing'])
-    expect(complaints('npm run demo -- --promtps 3 \\\n  --keep 5%')).toEqual(['npm run demo does not take --promtps'])
-    expect(complaints('cd here && rm -rf there')).toEqual(['rm: no command that test/docs/commands.ts knows'])
+  it('refuse what they should', async () => {
+    expect(await complaints('npm run nothing')).toEqual(['package.json has no script nothing'])
+    expect(await complaints('A=1 npm run build:native -- --nothing --werror # --comment')).toEqual(['npm run build:native does not take --nothing'])
+    expect(await complaints('npm run demo -- --promtps 3 \\\n  --keep 5%')).toEqual(['npm run demo does not take --promtps'])
+    expect(await complaints('cd here && rm -rf there')).toEqual(['rm: no command that test/docs/commands.ts knows'])
   })
 })
 
 describe('commands in a sentence', () => {
-  it('are there', () => {
+  it('are there, and take the options', async () => {
     const spans = written.flatMap((page) =>
       page.spans.filter(({ text }) => /^(npm run|node|npx|laprox) \S/.test(text)).map((span) => ({ page, span })),
     )
-    const wrong = spans.flatMap(({ page, span }) => complaints(span.text).map((what) => `${at(page, span)}: ${what}`))
-    expect(wrong).toEqual([])
+    const wrong = await Promise.all(spans.map(async ({ page, span }) => (await complaints(span.text)).map((what) => `${at(page, span)}: ${what}`)))
+    expect(wrong.flat()).toEqual([])
   })
 })
 
