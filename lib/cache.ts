@@ -30,7 +30,9 @@ export type Integers = Int32Array | readonly number[] | Tensor<'int32'>
  * ({@link Tensor.fromDevicePointer}), or the device's. Lengths are the host's everywhere; page tables of a GPU may be either's.
  */
 interface Planes {
+  /** Per layer, rotated: those that attention sees. */
   readonly keys: readonly Tensor[]
+  /** Per layer, of the dims of `keys`. */
   readonly values: readonly Tensor[]
   /** Original positions, ascending along each head: int32 of the dims of `keys` without the last. Default: the token's index. */
   readonly positions?: readonly Tensor[] | undefined
@@ -56,6 +58,7 @@ export interface ContiguousDescription extends Planes {
  * | either | [pages, pageSize, d]: pages of one head each, with a table per head |
  */
 export interface PagedDescription extends Planes {
+  /** What the dims of keys and values are; of pages of one head each, [pages, pageSize, d], either. */
   readonly layout: 'NHD' | 'HND'
   /** int32 [S, P], shared by the heads, or [S, G, P]: for all layers, or per layer. Entries that no token needs may hold anything. */
   readonly pageTable: Tensor | readonly Tensor[]
@@ -69,6 +72,7 @@ export interface RaggedDescription extends Planes {
   readonly lengths: Integers | readonly Integers[]
 }
 
+/** What {@link KvCache.from} takes: contiguous or ragged by the rank of `keys`, paged where there is a `pageTable`. */
 export type CacheDescription = ContiguousDescription | PagedDescription | RaggedDescription
 
 /** What a cache is, checked. Internal to lib: {@link KvCache} is what users see. */
@@ -137,10 +141,13 @@ export let succeed: (cache: KvCache) => void
  *     KvCache.from(device, { keys, values, layout: 'NHD', pageTable, lengths })     // [pages, pageSize, G, d] per layer
  */
 export class KvCache implements Disposable {
+  /** Whose memory the tensors are in, and where calls on the cache run. */
   readonly device: Device
   /** How tokens are found. */
   readonly kind: 'contiguous' | 'paged' | 'ragged'
+  /** Of the keys and values. */
   readonly type: FloatType
+  /** L. */
   readonly layers: number
   /** S. */
   readonly sequences: number
@@ -340,6 +347,7 @@ export class KvCache implements Disposable {
     if (owned !== undefined) for (const memory of owned) memory.dispose()
   }
 
+  /** What `using` calls: {@link KvCache.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }

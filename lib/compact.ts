@@ -23,11 +23,13 @@ import { elementBytes, onDevice, placeOf, Tensor, type TensorDataMap } from './t
 
 /** Into new memory, flat over all layers: the kept rows of segment after segment. The default. On a GPU it belongs to the new cache. */
 export interface RaggedTarget {
+  /** Default. */
   readonly target?: 'ragged' | undefined
 }
 
 /** Into pages that a pool has free, each for one head of one layer and sequence. */
 export interface PagesTarget {
+  /** Into pages. */
   readonly target: 'pages'
   /** [pages, pageSize, d] of the cache's type: one pool for all layers, or one per layer. */
   readonly keys: readonly Tensor[]
@@ -46,6 +48,7 @@ export interface PagesTarget {
  * lengths are no longer true.
  */
 export interface InPlaceTarget {
+  /** Where the rows are. */
   readonly target: 'in-place'
 }
 

@@ -11,6 +11,7 @@ export type Kernels = 'auto' | 'plain' | 'portable' | 'hopper'
 /** The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64. Results may differ between them in the last bits. */
 export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512'
 
+/** What {@link Device.open} takes. Options of the other backend are ignored. */
 export interface DeviceOptions {
   /** CPU: worker threads. Default: one a core. Results do not depend on it, to the bit. */
   readonly threads?: number | undefined
@@ -25,8 +26,11 @@ export interface DeviceOptions {
 
 /** Whether a backend can be used here, and why not. */
 export interface BackendInfo {
+  /** Which. */
   readonly backend: 'cpu' | 'cuda'
+  /** Whether it can be used here. */
   readonly available: boolean
+  /** Its devices; 0 where it is not available. */
   readonly deviceCount: number
   /** Where it is not available: NOT_BUILT, NO_DRIVER, DRIVER_TOO_OLD, NO_DEVICE or ABI_MISMATCH. */
   readonly code?: string
@@ -36,6 +40,7 @@ export interface BackendInfo {
 
 /** What a device is. */
 export interface DeviceInfo {
+  /** The kind of device. */
   readonly backend: 'cpu' | 'cuda'
   /** Which of the backend's devices. */
   readonly index: number
@@ -178,6 +183,7 @@ export class Device implements Disposable {
     this.#close()
   }
 
+  /** What `using` calls: {@link Device.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }

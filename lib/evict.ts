@@ -19,8 +19,9 @@ export type EvictOptions = CallOptions &
 
 /** What an eviction did. */
 export interface EvictReport extends SelectReport {
-  /** Of the keys and values, before and after. */
+  /** Of the keys and values before. */
   readonly bytesBefore: number
+  /** Of the keys and values that are left. */
   readonly bytesAfter: number
   /** Milliseconds of moving rows; 0 on a GPU. */
   readonly msCompact: number
@@ -32,6 +33,7 @@ export interface Eviction {
   readonly cache: KvCache
   /** Which tokens of the old cache that is. */
   readonly selection: Selection
+  /** What it took. */
   readonly report: EvictReport
 }
 

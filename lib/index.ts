@@ -6,7 +6,7 @@
  *     const cache = KvCache.from(device, { keys, values })
  *     const { cache: kept, selection, report } = await evict(model, cache, { queries }, policies.laprox({ keep: 0.05 }))
  *
- * @module
+ * @module laprox
  */
 export { type CacheDescription, type ContiguousDescription, type Integers, KvCache, type PagedDescription, type RaggedDescription } from './cache.js'
 export type { CallOptions } from './call.js'

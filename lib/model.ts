@@ -9,6 +9,7 @@ export type PerLayer<T> = T | readonly T[]
 
 /** The attention side of a language model: H query heads in groups that share G KV heads, d features a head. */
 export interface ModelDescription {
+  /** L. */
   readonly layers: number
   /** H, a multiple of `kvHeads`. */
   readonly queryHeads: number
@@ -44,10 +45,15 @@ export let projectionsOf: (model: AttentionModel) => readonly ArrayBufferView[]
  *     const model = AttentionModel.create(device, { layers, queryHeads, kvHeads, headDim, outputProjections })
  */
 export class AttentionModel implements Disposable {
+  /** Where its factors are, and where calls with it run. */
   readonly device: Device
+  /** L. */
   readonly layers: number
+  /** H. */
   readonly queryHeads: number
+  /** G. */
   readonly kvHeads: number
+  /** d. */
   readonly headDim: number
   /** Whether it has output projections. */
   readonly projected: boolean
@@ -108,6 +114,7 @@ export class AttentionModel implements Disposable {
     native().closeModel(this.#handle)
   }
 
+  /** What `using` calls: {@link AttentionModel.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -94,7 +94,9 @@ export interface PolicyOptions {
   readonly sinks?: number | undefined
   /** Protected positions at the end. Default: the window. */
   readonly recent?: number | undefined
+  /** Default: the preset's. */
   readonly pooling?: Pooling | undefined
+  /** Default: the preset's. */
   readonly scope?: Scope | undefined
   /** 0 to 1. Default 0; .2 for adakv and critical-adakv. */
   readonly floor?: number | undefined

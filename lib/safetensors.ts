@@ -61,11 +61,13 @@ export interface SafetensorsFile {
 export interface ReadSafetensorsOptions {
   /** The tensors to read; only their bytes are. Default: all. */
   readonly names?: readonly string[] | undefined
+  /** Ends the reading; it rejects with `ABORTED`. */
   readonly signal?: AbortSignal | undefined
 }
 
 /** What {@link writeSafetensors} takes. */
 export interface WriteSafetensorsOptions {
+  /** Ends the writing; it rejects with `ABORTED`, and the file is as it was. */
   readonly signal?: AbortSignal | undefined
 }
 

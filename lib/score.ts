@@ -14,9 +14,11 @@ import { type Window, windowSection } from './window.js'
 
 /** Scores that come from elsewhere. Segments are numbered (layer * sequences + sequence) * kvHeads + head. */
 export interface ScoresDescription {
+  /** L. */
   readonly layers: number
-  /** Default 1. */
+  /** S. Default 1. */
   readonly sequences?: number | undefined
+  /** G. */
   readonly kvHeads: number
   /** [segments] scores of each. */
   readonly lengths: Integers
@@ -43,8 +45,11 @@ let scoresOf: (shape: Shape, data: Float32Array | OnDevice, lengths: Int32Array,
  * {@link Scores.tensor} is where they are. Dispose of those, or let the garbage collector.
  */
 export class Scores implements Disposable {
+  /** L. */
   readonly layers: number
+  /** S. */
   readonly sequences: number
+  /** G. */
   readonly kvHeads: number
   /** [segments] scores of each. */
   readonly lengths: Int32Array
@@ -178,6 +183,7 @@ export class Scores implements Disposable {
     this.#data.positions?.dispose()
   }
 
+  /** What `using` calls: {@link Scores.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -15,8 +15,9 @@ import type { Window } from './window.js'
 
 /** How a selection came about. */
 export interface SelectReport {
-  /** Entries there were, and entries kept, of all sequences. */
+  /** Entries there were, of all sequences. */
   readonly entries: number
+  /** Entries kept of them. */
   readonly kept: number
   /** Of those kept, entries that the policy protects. */
   readonly protectedEntries: number
@@ -38,9 +39,11 @@ export interface SelectReport {
 
 /** A selection that comes from elsewhere. */
 export interface SelectionDescription {
+  /** L. */
   readonly layers: number
-  /** Default 1. */
+  /** S. Default 1. */
   readonly sequences?: number | undefined
+  /** G. */
   readonly kvHeads: number
   /** The kept tokens of all segments, one after the other, ascending in each: not copied. */
   readonly tokens: Int32Array
@@ -59,8 +62,11 @@ export let selectionOf: (shape: Shape, memory: Float64Array, tokens?: DeviceMemo
  * there, ready to compact: {@link Selection.to} copies them. Dispose of it, or let the garbage collector.
  */
 export class Selection implements Shape, Disposable {
+  /** L. */
   readonly layers: number
+  /** S. */
   readonly sequences: number
+  /** G. */
   readonly kvHeads: number
   /** [segments + 1] offsets, the report, and (unless they come from elsewhere) the tokens: see `Section` in native.ts. */
   readonly #memory: Float64Array
@@ -156,6 +162,7 @@ export class Selection implements Shape, Disposable {
     this.#device?.dispose()
   }
 
+  /** What `using` calls: {@link Selection.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }

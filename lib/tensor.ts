@@ -37,8 +37,11 @@ export type FloatType = 'float32' | 'float16' | 'bfloat16'
 
 /** The shape of a `Float16Array`, for platforms and type libraries that do not have it yet. */
 export interface Float16Data extends ArrayBufferView {
+  /** 2. */
   readonly BYTES_PER_ELEMENT: number
+  /** Elements. */
   readonly length: number
+  /** Its name, by which it is known. */
   readonly [Symbol.toStringTag]: 'Float16Array'
 }
 
@@ -388,6 +391,7 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
     if (this.#ownsMemory) this.#memory?.dispose()
   }
 
+  /** What `using` calls: {@link Tensor.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -1,5 +1,5 @@
-// Format and lint of TypeScript (biome) and of C and C++ (clang-format; clang-tidy where it is installed and CMake has built), and the
-// figures in the documentation (check-figures.ts).
+// Format and lint of TypeScript (biome) and of C and C++ (clang-format; clang-tidy where it is installed and CMake has built), whether docs/api
+// says what the comments say, and the figures in the documentation (check-figures.ts).
 // node scripts/lint.mjs [--fix]     --fix: formats, fixes what can be fixed safely, and writes the figures
 import { execFile, spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
@@ -28,6 +28,7 @@ const listFiles = (folder, pattern) =>
     .filter((file) => pattern.test(file))
     .sort()
 
+run('docs/api', process.execPath, [join(root, 'scripts', 'reference', 'main.mjs'), ...(fix ? [] : ['--check'])])
 run('biome', bin('biome'), fix ? ['check', '--write'] : ['check', '--error-on-warnings'])
 
 const text = [...listFiles('native', /\.(h|hpp|cpp|inl|cu|cuh)$/), ...listFiles('examples/c', /\.[ch]$/)]

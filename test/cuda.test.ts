@@ -11,6 +11,7 @@ if ('path' in emulator) {
   await import('./gpu/cost.test.js')
   await import('./gpu/select.test.js')
   await import('./gpu/compact.test.js')
+  await import('./gpu/docs.test.js')
 } else {
   describe.skip(`calls on an emulated GPU (skipped: ${emulator.reason})`, () => {
     it('are not tested', () => {})

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('../../..', import.meta.url))
 
 /** The core that the addon was built with: CMake leaves it beside the folder of laprox.node. */
-function core(): string | undefined {
+export function coreLibrary(): string | undefined {
   const native = process.env.LAPROX_NATIVE_PATH || join(root, '.cmake', 'Release', 'laprox.node')
   return [join(dirname(native), '..', 'liblaprox.a'), join(dirname(native), 'liblaprox.a')].find((path) => existsSync(path))
 }
@@ -19,7 +19,7 @@ function core(): string | undefined {
  */
 export function buildEmulator(): { readonly path: string } | { readonly reason: string } {
   if (process.platform !== 'linux') return { reason: 'the emulator is built on Linux' }
-  const archive = core()
+  const archive = coreLibrary()
   if (archive === undefined) return { reason: 'the core was not built by CMake' }
   const source = fileURLToPath(new URL('emulator.cpp', import.meta.url))
   const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }
