@@ -7,10 +7,12 @@ const reason = reasonToSkip() ?? (spawnSync('compute-sanitizer', ['--version']).
 if (reason !== undefined) {
   console.log(`skipped: ${reason}`)
 } else {
+  // Of a model's factors and of the program's data and reference: racecheck does not get through them in minutes.
+  const slow = ['gram_kernel', 'cholesky', 'norm_kernel', 'bench'].flatMap((part) => ['--exclude', `kernel_substring=${part}`])
   const sizes = ['--answers', '--models', 'Llama-3.2-3B', '--tokens', '1024', '--inputs', 'peaked']
   for (const tool of ['memcheck', 'racecheck'])
     for (const kernels of ['hopper', 'portable']) {
-      const args = ['--tool', tool, '--error-exitcode', '1', nativeProgram(), ...sizes, '--kernels', kernels]
+      const args = ['--tool', tool, ...(tool === 'racecheck' ? slow : []), '--error-exitcode', '1', nativeProgram(), ...sizes, '--kernels', kernels]
       const { status, stdout } = spawnSync('compute-sanitizer', args, { encoding: 'utf8', maxBuffer: 1 << 28 })
       console.log(`${tool}, ${kernels} kernels: ${stdout.trim().split('\n').at(-1)}`)
       if (status !== 0) process.exitCode = 1
