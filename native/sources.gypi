@@ -8,6 +8,7 @@
       "native/core/geometry.cpp",
       "native/core/model.cpp",
       "native/core/score_rule.cpp",
+      "native/core/selection.cpp",
       "native/core/status.cpp"
     ],
     "laprox_cpu": [
@@ -16,9 +17,11 @@
       "native/cpu/compaction.cpp",
       "native/cpu/exact.cpp",
       "native/cpu/factors.cpp",
+      "native/cpu/fidelity.cpp",
       "native/cpu/kernels_baseline.cpp",
       "native/cpu/pool.cpp",
       "native/cpu/pruning.cpp",
+      "native/cpu/queries.cpp",
       "native/cpu/ranking.cpp",
       "native/cpu/scoring.cpp"
     ],
@@ -61,6 +64,7 @@
       "native/addon/device.cpp",
       "native/addon/environment.cpp",
       "native/addon/exchange.cpp",
+      "native/addon/fidelity.cpp",
       "native/addon/job.cpp",
       "native/addon/memory.cpp",
       "native/addon/model.cpp",
