@@ -10,6 +10,7 @@
  */
 export { type CacheDescription, type ContiguousDescription, type Integers, KvCache, type PagedDescription, type RaggedDescription } from './cache.js'
 export type { CallOptions } from './call.js'
+export { type Capture, type CaptureOptions, readCapture } from './capture.js'
 export { compact, type InPlaceTarget, type PagesTarget, type RaggedTarget, type Target } from './compact.js'
 export { type BackendInfo, Device, type DeviceInfo, type DeviceName, type DeviceOptions, type InstructionSet, type Kernels } from './device.js'
 export { LaproxError, type LaproxErrorCode } from './errors.js'

@@ -1,0 +1,119 @@
+import { Command, Option } from 'commander'
+import { evict } from '../evict.js'
+import { type Policy, type PresetName, policy as preset } from '../policy.js'
+import type { Selection, SelectReport } from '../selection.js'
+import { readCount, readList, readPolicyName, readShare } from './options.js'
+import { type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
+import { count, duration, percent, table } from './table.js'
+import { printJson, type Terminal, watch } from './terminal.js'
+
+interface Options extends DeviceOptions {
+  readonly keep: readonly number[]
+  readonly policy: readonly PresetName[]
+  readonly window?: number
+}
+
+/** What a policy made of the capture. */
+interface Result {
+  readonly policy: Policy
+  readonly keep: number
+  readonly report: SelectReport
+  /** Of an eviction, the second of two: the first pays for memory. */
+  readonly ms: number
+  readonly selection: Selection
+}
+
+export function compareCommand(terminal: Terminal): Command {
+  const command = new Command('compare')
+    .description('compares policies on a captured cache: what they keep, what that does to the output, how long they take')
+    .argument('<capture>', 'a safetensors file with a cache: docs/captures.md says what it holds')
+    .addOption(new Option('--keep <shares>', 'how much of the cache to keep, as 5%,10%').argParser(readList(readShare)).default([0.05], '5%'))
+    .addOption(
+      new Option('--policy <names>', 'what to compare, separated by commas')
+        .argParser(readList(readPolicyName))
+        .default(['laprox', 'snapkv', 'adakv'], 'laprox,snapkv,adakv'),
+    )
+    .option('--window <rows>', 'last queries that the policies look at, up to 128 (default: their own)', readCount)
+  return deviceOptions(command)
+    .addHelpText('after', '\nExample:\n  laprox compare prompt.safetensors --policy laprox,snapkv,adakv --keep 5%,10%')
+    .action((file: string, options: Options) => comparePolicies(file, options, terminal))
+}
+
+async function comparePolicies(file: string, options: Options, terminal: Terminal): Promise<void> {
+  const { window } = options
+  const contenders = options.keep.flatMap((keep) => options.policy.map((name) => ({ keep, policy: preset(name, { keep, window }) })))
+  using session = await Session.open(file, options, terminal)
+  const results: Result[] = []
+  for (const { keep, policy } of contenders) results.push({ keep, policy, ...(await run(session, policy, terminal)) })
+  const overlaps = options.keep.map((keep) => ({ keep, matrix: overlap(results.filter((result) => result.keep === keep)) }))
+  if (options.json) {
+    printJson(terminal, {
+      capture: session.facts(),
+      device: deviceFacts(session.device),
+      results: results.map(({ policy, keep, report, ms }) => ({ policy, keep, report, ms })),
+      overlaps: overlaps.map(({ keep, matrix }) => ({ keep, policies: options.policy, shares: matrix })),
+    })
+    return
+  }
+  const blocks = [table(session.rows(), Number.POSITIVE_INFINITY), resultTable(results)]
+  if (options.policy.length > 1) blocks.push(...overlaps.map(({ keep, matrix }) => overlapTable(keep, options.policy, matrix)))
+  terminal.stdout.write(`${blocks.join('\n\n')}\n`)
+}
+
+async function run(session: Session, policy: Policy, terminal: Terminal): Promise<Omit<Result, 'policy' | 'keep'>> {
+  const { model, cache, window } = session.capture
+  const once = async (): Promise<Omit<Result, 'policy' | 'keep'>> => {
+    const begun = performance.now()
+    const evicted = await watch(terminal, policy.name, (hooks) => evict(model, cache, window, policy, hooks))
+    const ms = performance.now() - begun
+    evicted.cache.dispose()
+    return { ms, report: evicted.report, selection: evicted.selection }
+  }
+  const first = await once()
+  first.selection.dispose()
+  const second = await once()
+  using there = second.selection
+  return { ...second, selection: await there.to('cpu', { signal: terminal.signal }) }
+}
+
+/** Of what each keeps, the share that each of the others keeps, too. */
+function overlap(results: readonly Result[]): number[][] {
+  return results.map(({ selection }) => results.map((other) => shared(selection, other.selection) / Math.max(1, selection.entries)))
+}
+
+/** Entries that both keep. */
+function shared(a: Selection, b: Selection): number {
+  let both = 0
+  for (let layer = 0; layer < a.layers; layer++) {
+    for (let head = 0; head < a.kvHeads; head++) {
+      const [as, bs] = [a.kept(layer, 0, head), b.kept(layer, 0, head)]
+      for (let i = 0, j = 0; i < as.length && j < bs.length; ) {
+        const difference = as[i]! - bs[j]!
+        if (difference === 0) both++
+        if (difference <= 0) i++
+        if (difference >= 0) j++
+      }
+    }
+  }
+  return both
+}
+
+function resultTable(results: readonly Result[]): string {
+  return table([
+    ['', 'kept', 'candidates', 'time', 'score', 'select'],
+    ...results.map(({ policy, keep, report, ms }) => [
+      `${policy.name} ${percent(keep)}`,
+      count(report.kept),
+      report.path === 'pruned' ? percent(report.candidates / report.entries) : 'all',
+      duration(ms),
+      ...(report.msScore > 0 ? [duration(report.msScore), duration(report.msSelect)] : ['', '']),
+    ]),
+  ])
+}
+
+function overlapTable(keep: number, names: readonly string[], matrix: readonly (readonly number[])[]): string {
+  return table([
+    [`of ${percent(keep)} kept by`, ...names, 'keeps, too'],
+    ...names.map((name, i) => [name, ...matrix[i]!.map((share) => percent(share)), '']),
+  ])
+}

@@ -1,0 +1,94 @@
+import { basename, resolve } from 'node:path'
+import { Command, Option } from 'commander'
+import { type EvictReport, evict } from '../evict.js'
+import { checkReplaceable } from '../file.js'
+import { type Policy, type PresetName, policy as preset } from '../policy.js'
+import { writeKept } from './kept.js'
+import { readCount, readPolicyName, readShare } from './options.js'
+import { type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
+import { bytes, count, duration, percent, table } from './table.js'
+import { printJson, type Terminal, watch } from './terminal.js'
+
+interface Options extends DeviceOptions {
+  readonly keep: number
+  readonly policy: PresetName
+  readonly window?: number
+  readonly out?: string
+  readonly report?: string
+}
+
+export function evictCommand(terminal: Terminal): Command {
+  const command = new Command('evict')
+    .description('evicts from a captured cache: writes what a policy keeps of it, and a report')
+    .argument('<capture>', 'a safetensors file with a cache: docs/captures.md says what it holds')
+    .addOption(new Option('--keep <share>', 'how much of the cache to keep, as 5% or 0.05').argParser(readShare).default(0.05, '5%'))
+    .option('--policy <name>', 'what decides', readPolicyName, 'laprox')
+    .option('--window <rows>', 'last queries that the policy looks at, up to 128 (default: its own)', readCount)
+    .option('--out <file>', 'write the kept rows there, as safetensors')
+    .option('--report <file>', 'write an HTML page there that shows what was kept')
+  return deviceOptions(command)
+    .addHelpText('after', '\nExample:\n  laprox evict prompt.safetensors --keep 5% --policy laprox --out kept.safetensors --report report.html')
+    .action(async (file: string, options: Options) => {
+      checkOutputs(command, file, options)
+      await evictCapture(file, options, terminal)
+    })
+}
+
+/** Outputs that would overwrite each other or the capture. */
+function checkOutputs(command: Command, file: string, { out, report }: Options): void {
+  const names: [string, string | undefined][] = [
+    ['the capture', file],
+    ['--out', out],
+    ['--report', report],
+  ]
+  const seen = new Map<string, string>()
+  for (const [name, path] of names) {
+    if (path === undefined) continue
+    const same = seen.get(resolve(path))
+    if (same !== undefined) command.error(`error: ${name} ${path} is the file of ${same}, too`)
+    seen.set(resolve(path), name)
+  }
+}
+
+async function evictCapture(file: string, options: Options, terminal: Terminal): Promise<void> {
+  const { keep, window, out, report: page } = options
+  const policy = preset(options.policy, { keep, window })
+  for (const path of [out, page]) if (path !== undefined) await checkReplaceable(path)
+
+  using session = await Session.open(file, options, terminal)
+  const { capture, device } = session
+  const begun = performance.now()
+  const evicted = await watch(terminal, 'evicting', (hooks) => evict(capture.model, capture.cache, capture.window, policy, hooks))
+  const ms = performance.now() - begun
+  using kept = evicted.cache
+  using _selection = evicted.selection
+  const { report } = evicted
+  if (out !== undefined) {
+    const from = { capture: basename(file), model: capture.name, policy, contextLength: capture.cache.lengths(0)[0]! }
+    await writeKept(out, kept, from, { signal: terminal.signal })
+  }
+
+  if (options.json) {
+    const facts = { capture: session.facts(), device: deviceFacts(device), policy, report, ms }
+    printJson(terminal, { ...facts, ...(out === undefined ? {} : { out }) })
+    return
+  }
+  terminal.stdout.write(`${table([...session.rows(), ...reportRows(policy, report, ms)], Number.POSITIVE_INFINITY)}\n`)
+}
+
+function reportRows(policy: Policy, report: EvictReport, ms: number): string[][] {
+  const { entries, kept, protectedEntries, bytesBefore, bytesAfter, path, candidates, exactScores, fallback } = report
+  const scoring =
+    path === 'pruned'
+      ? `${count(candidates)} (${percent(candidates / entries)}), ${count(exactScores)} exact scores`
+      : `all${fallback === undefined ? '' : `: ${fallback}`}`
+  const stages =
+    report.msScore > 0 ? ` (score ${duration(report.msScore)}, select ${duration(report.msSelect)}, compact ${duration(report.msCompact)})` : ''
+  return [
+    ['policy', `${policy.name}, ranked by ${policy.scope}, window ${policy.window}`],
+    ['entries', `${count(entries)}, kept ${count(kept)} (${percent(kept / entries)}), of these ${count(protectedEntries)} protected`],
+    ['bytes', `${bytes(bytesBefore)}, kept ${bytes(bytesAfter)}`],
+    ['candidates', scoring],
+    ['time', `${duration(ms)}${stages}`],
+  ]
+}
