@@ -112,8 +112,6 @@ function resultTable(results: readonly Result[]): string {
 }
 
 function overlapTable(keep: number, names: readonly string[], matrix: readonly (readonly number[])[]): string {
-  return table([
-    [`of ${percent(keep)} kept by`, ...names, 'keeps, too'],
-    ...names.map((name, i) => [name, ...matrix[i]!.map((share) => percent(share)), '']),
-  ])
+  const rows = names.map((name, i) => [name, ...matrix[i]!.map(percent)])
+  return `Of the ${percent(keep)} that each row keeps, the share that the column keeps, too:\n${table([['', ...names], ...rows])}`
 }

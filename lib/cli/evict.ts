@@ -2,7 +2,7 @@ import { basename, resolve } from 'node:path'
 import { Command, Option } from 'commander'
 import { type EvictReport, evict } from '../evict.js'
 import { checkReplaceable } from '../file.js'
-import { type Policy, type PresetName, policy as preset } from '../policy.js'
+import { type Policy, type PresetName, policy as preset, type Scope } from '../policy.js'
 import { writeKept } from './kept.js'
 import { readCount, readPolicyName, readShare } from './options.js'
 import { type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
@@ -76,6 +76,8 @@ async function evictCapture(file: string, options: Options, terminal: Terminal):
   terminal.stdout.write(`${table([...session.rows(), ...reportRows(policy, report, ms)], Number.POSITIVE_INFINITY)}\n`)
 }
 
+const scopes: Readonly<Record<Scope, string>> = { model: 'one budget for the model', layer: 'a budget a layer', head: 'a budget a head' }
+
 function reportRows(policy: Policy, report: EvictReport, ms: number): string[][] {
   const { entries, kept, protectedEntries, bytesBefore, bytesAfter, path, candidates, exactScores, fallback } = report
   const scoring =
@@ -85,7 +87,7 @@ function reportRows(policy: Policy, report: EvictReport, ms: number): string[][]
   const stages =
     report.msScore > 0 ? ` (score ${duration(report.msScore)}, select ${duration(report.msSelect)}, compact ${duration(report.msCompact)})` : ''
   return [
-    ['policy', `${policy.name}, ranked by ${policy.scope}, window ${policy.window}`],
+    ['policy', `${policy.name}, ${scopes[policy.scope]}, window ${policy.window}`],
     ['entries', `${count(entries)}, kept ${count(kept)} (${percent(kept / entries)}), of these ${count(protectedEntries)} protected`],
     ['bytes', `${bytes(bytesBefore)}, kept ${bytes(bytesAfter)}`],
     ['candidates', scoring],
