@@ -98,15 +98,11 @@ describe('replaceFile', () => {
   it('leaves signals to whoever else handles them', async () => {
     let interrupts = 0
     const handle = (): void => void interrupts++
-    process.on('SIGINT', handle)
-    try {
-      await replaceFile(path, async (temporary) => {
-        await writeFile(temporary, 'whole')
-        process.emit('SIGINT', 'SIGINT')
-      })
-    } finally {
-      process.off('SIGINT', handle)
-    }
+    process.once('SIGINT', handle)
+    await replaceFile(path, async (temporary) => {
+      await writeFile(temporary, 'whole')
+      process.emit('SIGINT', 'SIGINT')
+    })
     expect(interrupts).toBe(1)
     expect(await contents()).toEqual({ file: 'whole' })
     expect(process.listenerCount('SIGINT')).toBe(0)

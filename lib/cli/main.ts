@@ -6,8 +6,8 @@ for (const [signal, exitCode] of [
   ['SIGINT', 130],
   ['SIGTERM', 143],
 ] as const) {
-  // The first asks the work to end, which takes unfinished files away with it; another one ends the process.
-  process.once(signal, () => stop.abort(exitCode))
+  // The first asks the work to end, which takes its unfinished files away; another one does not wait for it.
+  process.on(signal, () => (stop.signal.aborted ? process.exit(exitCode) : stop.abort(exitCode)))
 }
 // Whoever reads has had enough, as `head` does after some lines.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

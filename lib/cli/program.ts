@@ -32,7 +32,7 @@ Examples:
 export async function run(args: readonly string[], terminal: Terminal): Promise<number> {
   try {
     await program(terminal).parseAsync(args, { from: 'user' })
-    return 0
+    return terminal.signal.aborted ? terminal.signal.reason : 0
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
     if (terminal.signal.aborted) return terminal.signal.reason
