@@ -1,7 +1,8 @@
+import { spawnSync } from 'node:child_process'
 import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
+import { fileURLToPath, pathToFileURL } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { AttentionModel, Device, evict, KvCache, LaproxError, policies, readCapture, Tensor, writeSafetensors } from '../lib/index.js'
 import { type CaptureShape, captureMetadata, captureTensors } from './support/capture.js'
@@ -248,5 +249,28 @@ describe('a file that is no capture', () => {
     await write({}, { 'layers.0.output_projection': weights })
     using capture = await readCapture(path, { device })
     await expect(capture.model.ready).rejects.toMatchObject({ code: 'NON_FINITE' })
+  })
+})
+
+/** Why examples/capture/capture.py cannot run here; undefined where it can. */
+function reasonToSkip(): string | undefined {
+  const { error, status, stderr } = spawnSync('python3', ['-c', 'import torch, safetensors, transformers.masking_utils'], { encoding: 'utf8' })
+  return error?.message ?? (status === 0 ? undefined : stderr.trim().split('\n').at(-1))
+}
+const reason = reasonToSkip()
+
+describe.skipIf(reason !== undefined)(`capture.py${reason === undefined ? '' : ` (skipped: ${reason})`}`, () => {
+  it('captures a small Llama with random weights', { timeout: 300_000 }, async () => {
+    const script = fileURLToPath(new URL('../examples/capture/capture.py', import.meta.url))
+    const { status, stderr } = spawnSync('python3', [script, '--random', '--tokens', '200', '--device', 'cpu', '--out', path], { encoding: 'utf8' })
+    expect(status, stderr).toBe(0)
+    using capture = await readCapture(path, { device })
+    expect(capture.model).toMatchObject({ layers: 2, queryHeads: 8, kvHeads: 2, headDim: 32 })
+    expect(capture.cache.lengths(1)).toEqual(Int32Array.of(200, 200))
+    expect(capture.window.queries[0]!.dims).toEqual([8, 128, 32])
+    expect(capture.later?.queries[1]!.dims).toEqual([8, 32, 32])
+    expect(capture.tokens).toHaveLength(200)
+    const { report } = await evict(capture.model, capture.cache, capture.window, policies.laprox({ keep: 0.3 }))
+    expect(report.kept).toBe(240)
   })
 })
