@@ -8,6 +8,7 @@
       "native/core/geometry.cpp",
       "native/core/model.cpp",
       "native/core/score_rule.cpp",
+      "native/core/selection.cpp",
       "native/core/status.cpp"
     ],
     "laprox_cpu": [
@@ -19,6 +20,7 @@
       "native/cpu/kernels_baseline.cpp",
       "native/cpu/pool.cpp",
       "native/cpu/pruning.cpp",
+      "native/cpu/queries.cpp",
       "native/cpu/ranking.cpp",
       "native/cpu/scoring.cpp"
     ],

@@ -68,7 +68,8 @@ void ModelShape::check(const lpx_cache& cache) const {
   if (cache.head_dim != head_dim) fail(LPX_INVALID_ARGUMENT, "the cache has head dimension %d; the model has %d", cache.head_dim, head_dim);
 }
 
-Window::Window(const lpx_window* window, const ModelShape& model, const lpx_cache& cache) : desc_(window), group_(model.group) {
+Window::Window(const lpx_window* window, const ModelShape& model, const lpx_cache& cache, int32_t ahead)
+    : desc_(window), group_(model.group), ahead_(ahead) {
   check_struct(window, "window");
   check_dtype(window->dtype, "window->dtype");
   if (window->rows < 1 || window->rows > kMaxWindow)

@@ -45,9 +45,11 @@ struct ModelShape {
 // Query rows of one (layer, sequence, KV head): row r = h * m + q is window query q of the group's query head h.
 class Window {
  public:
-  Window(const lpx_window* window, const ModelShape& model, const lpx_cache& cache);
+  // `ahead`: how many positions its last row lies behind the last token that was read.
+  Window(const lpx_window* window, const ModelShape& model, const lpx_cache& cache, int32_t ahead = 0);
 
   int rows() const { return desc_->rows; }
+  int32_t ahead() const { return ahead_; }
   lpx_dtype dtype() const { return desc_->dtype; }
   const std::byte* query(Segment s, int group_head, int row) const;
   bool has_lse(int layer) const { return desc_->layer[layer].lse != nullptr; }
@@ -57,6 +59,7 @@ class Window {
  private:
   const lpx_window* desc_;
   int group_;
+  int32_t ahead_;
 };
 
 }  // namespace laprox

@@ -5,8 +5,6 @@
 #include <limits>
 #include <numeric>
 
-#include "cpu/factors.hpp"
-
 namespace laprox::cpu {
 namespace {
 
@@ -30,55 +28,15 @@ void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes) {
     for (int64_t byte = 0; byte < row_bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const std::byte*>(next[i]) + byte);
 }
 
-// The most rows a group, of what wastes the fewest lanes.
-RowLayout::RowLayout(int heads, int rows, int lanes) : lanes_(lanes) {
-  for (int group = kBoundGroup; group > 0; --group) {
-    const int groups = (rows + group - 1) / group;
-    const int chunks = (heads * groups + lanes - 1) / lanes;
-    if (group_ != 0 && chunks * group >= chunks_ * group_) continue;
-    group_ = group;
-    groups_ = groups;
-    chunks_ = chunks;
-  }
-}
-
-Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes) {
-  const int64_t group = model.group;
-  const RowLayout layout(model.group, window_rows, lanes);
-  const auto tile_rows = [&](int64_t count) { return workspace.take<float>(panels_for(static_cast<int>(count)) * int64_t{kPanel} * kTile); };
-  keys = tile_rows(model.head_dim);
-  logits = tile_rows(group * window_rows);
-  values = tile_rows(model.head_dim);
-  columns = tile_rows(group * kFactorColumns);
-  attention_pairs = tile_rows(pair_count(model.group));
-  value_pairs = tile_rows(pair_count(model.group));
-  heads = tile_rows(group);
-  squares = tile_rows(layout.squares());
-  reference = workspace.take<float>(layout.count());
-  largest = workspace.take<float>(layout.count());
-  row_sums = workspace.take<float>(layout.count());
-  plain = workspace.take<float>(int64_t{kScanTile} * model.head_dim);
-  panels = workspace.take<float>(panels_for(kFactorColumns) * int64_t{kPanel} * model.head_dim);
-}
-
 Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads)
-    : inputs_(inputs),
-      rows_(inputs.window->rows()),
-      heads_(inputs.model.group),
-      layout_(heads_, rows_, lanes),
-      window_rows_(static_cast<size_t>(layout_.count()), 0) {
-  for (int r = 0; r < heads_ * rows_; ++r) {
-    packed_.push_back(layout_.index(r / rows_, r % rows_));
-    window_rows_[static_cast<size_t>(packed_.back())] = r % rows_;
-  }
+    : inputs_(inputs), queries_(workspace, inputs.model, inputs.cache, *inputs.window, inputs.cache.segments().count(), lanes) {
   const int64_t segments = inputs.cache.segments().count();
-  query_floats_ = panels_for(heads_ * rows_) * int64_t{kPanel} * inputs.model.head_dim;
   int64_t most_squares = 0;
   int64_t most_partials = 0;
   int64_t wave_squares = 0;
   int64_t wave_partials = 0;
   for (int64_t segment = 0; segment < segments; ++segment) {
-    const int64_t floats = int64_t{inputs.cache.length(segment)} * layout_.squares();
+    const int64_t floats = int64_t{inputs.cache.length(segment)} * layout().squares();
     if (waves_.empty() || wave_squares + floats > threads * kWaveFloats) {
       waves_.push_back({segment, segment});
       wave_squares = 0;
@@ -87,37 +45,33 @@ Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes,
     square_offsets_.push_back(wave_squares);
     partial_offsets_.push_back(wave_partials);
     wave_squares += floats;
-    wave_partials += blocks(segment) * layout_.count();
+    wave_partials += blocks(segment) * layout().count();
     waves_.back().last = segment + 1;
     most_squares = std::max(most_squares, wave_squares);
     most_partials = std::max(most_partials, wave_partials);
   }
-  queries_ = workspace.take<float>(segments * query_floats_);
-  scan_queries_ = workspace.take<float>(segments * layout_.count() * inputs.model.head_dim);
-  references_ = workspace.take<float>(segments * heads_ * rows_);
-  log_sums_ = workspace.take<float>(segments * heads_ * rows_);
-  residuals_ = workspace.take<float>(segments * heads_ * rows_);
+  references_ = workspace.take<float>(segments * all_rows());
+  log_sums_ = workspace.take<float>(segments * all_rows());
+  residuals_ = workspace.take<float>(segments * all_rows());
   squares_ = workspace.take<float>(most_squares);
   partials_ = workspace.take<double>(most_partials);
 }
 
-int Attention::existing_rows(Segment s) const { return std::clamp(inputs_.cache.context(s), 0, rows_); }
-
 void Attention::inflation(int64_t segment, float* out) const {
   const float* lse = log_sums(segment);
   const float* b = references(segment);
-  for (int h = 0; h < heads_; ++h) {
-    for (int g = 0; g < layout_.groups(); ++g) {
+  for (int h = 0; h < heads(); ++h) {
+    for (int g = 0; g < layout().groups(); ++g) {
       double largest = 0;
-      for (int q = g * layout_.group(); q < std::min((g + 1) * layout_.group(), rows_); ++q) {
-        const double sum = lse[h * rows_ + q];
+      for (int q = g * layout().group(); q < std::min((g + 1) * layout().group(), rows()); ++q) {
+        const double sum = lse[h * rows() + q];
         if (sum == static_cast<double>(kInfinity)) continue;  // no attention at all
         // The exponents of both scores and bounds are rounded in float: a margin of some ulps of what they are made of.
-        const double margin = 1e-6 * (4 + std::fabs(sum) + std::fabs(static_cast<double>(b[h * rows_ + q])));
-        largest = std::max(largest, std::exp2(-2 * (sum - b[h * rows_ + q]) + margin));
+        const double margin = 1e-6 * (4 + std::fabs(sum) + std::fabs(static_cast<double>(b[h * rows() + q])));
+        largest = std::max(largest, std::exp2(-2 * (sum - b[h * rows() + q]) + margin));
         if (std::isnan(sum)) largest = sum;
       }
-      out[h * layout_.groups() + g] = static_cast<float>(largest);
+      out[h * layout().groups() + g] = static_cast<float>(largest);
     }
   }
 }
@@ -128,60 +82,22 @@ void Attention::set_log_sum(int64_t segment, int row, double log_sum) {
   residuals(segment)[row] = std::isfinite(rounded) ? static_cast<float>(log_sum - static_cast<double>(rounded)) : 0.0f;
 }
 
-// Null where every row sees the tokens, which ascend.
-const Visibility* Attention::mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const {
-  const Segment s = inputs_.cache.segments().at(segment);
-  const int32_t first_row = inputs_.cache.context(s) - rows_;
-  const int32_t window = inputs_.model.layers[static_cast<size_t>(s.layer)].sliding_window;
-  if (window == 0 && inputs_.cache.position(s, tokens[count - 1]) <= first_row) return nullptr;
-  for (int i = 0; i < count; ++i) scratch.positions[i] = inputs_.cache.position(s, tokens[i]);
-  std::fill(scratch.positions + count, scratch.positions + kScanTile, std::numeric_limits<int32_t>::max());
-  storage = {scratch.positions, first_row, window};
-  return &storage;
-}
-
-void Attention::attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
-  const Segment s = inputs_.cache.segments().at(segment);
-  const Layer& layer = inputs_.model.layers[static_cast<size_t>(s.layer)];
-  const Rows keys = inputs_.cache.keys(s);
-  for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
-  kernels.load(inputs_.cache.dtype(), scratch.rows, count, inputs_.model.head_dim, scratch.keys);
-  kernels.multiply(queries(segment), heads_ * rows_, inputs_.model.head_dim, scratch.keys, count, scratch.logits);
-  Visibility storage;
-  const Visibility* masked = mask(segment, tokens, count, scratch, storage);
-  kernels.attend({scratch.logits, count, heads_, rows_, layer.scale, layer.soft_cap, log_sums(segment), residuals(segment), masked});
-}
-
 void Attention::prepare(const Kernels& kernels, int64_t segment, Scratch& scratch) {
   const Segment s = inputs_.cache.segments().at(segment);
-  const int d = inputs_.model.head_dim;
-  const int missing = rows_ - existing_rows(s);
-  float* panels = queries(segment);
-  float* scanned = scan_queries(segment);
-  const int width = layout_.count() / layout_.chunks();
-  std::fill_n(panels, query_floats_, 0.0f);
-  std::fill_n(scanned, int64_t{layout_.count()} * d, 0.0f);
-  float row[kMaxHeadDim];
-  for (int r = 0; r < heads_ * rows_; ++r) {
-    if (r % rows_ < missing) continue;
-    kernels.convert(inputs_.window->dtype(), inputs_.window->query(s, r / rows_, r % rows_), d, row);
-    float* to = panels + static_cast<ptrdiff_t>(r / kPanel) * d * kPanel + r % kPanel;
-    const int at = packed(r);
-    float* scan_to = scanned + static_cast<ptrdiff_t>(at / width) * d * width + at % width;
-    for (int k = 0; k < d; ++k) to[k * kPanel] = scan_to[k * width] = row[k];
-  }
+  const int missing = rows() - existing_rows(s);
+  queries_.pack(kernels, segment);
   const int32_t n = inputs_.cache.length(segment);
   if (given(segment)) {
-    for (int r = 0; r < heads_ * rows_; ++r) {
-      set_log_sum(segment, r, r % rows_ < missing ? kInfinity : inputs_.window->log2_sum(s, r / rows_, r % rows_));
+    for (int r = 0; r < all_rows(); ++r) {
+      set_log_sum(segment, r, r % rows() < missing ? kInfinity : inputs_.window->log2_sum(s, r / rows(), r % rows()));
       references(segment)[r] = log_sums(segment)[r];
     }
     return;
   }
   if (n == 0) {
-    std::fill_n(references(segment), heads_ * rows_, kInfinity);
-    std::fill_n(log_sums(segment), heads_ * rows_, kInfinity);
-    std::fill_n(residuals(segment), heads_ * rows_, 0.0f);
+    std::fill_n(references(segment), all_rows(), kInfinity);
+    std::fill_n(log_sums(segment), all_rows(), kInfinity);
+    std::fill_n(residuals(segment), all_rows(), 0.0f);
     return;
   }
   std::vector<int32_t> sample;
@@ -193,61 +109,18 @@ void Attention::prepare(const Kernels& kernels, int64_t segment, Scratch& scratc
   reference_from(kernels, segment, sample, scratch);
 }
 
-// The reference is left to the caller.
-ScanTile Attention::scan_tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
-  const Segment s = inputs_.cache.segments().at(segment);
-  const Layer& layer = inputs_.model.layers[static_cast<size_t>(s.layer)];
-  const Rows keys = inputs_.cache.keys(s);
-  const int d = inputs_.model.head_dim;
-  if (tokens[count - 1] - tokens[0] == count - 1) {
-    keys.run(tokens[0], count, scratch.rows);
-  } else {
-    for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
-  }
-  for (int i = 0; i < kScanTile; ++i) {
-    if (i >= count) {
-      scratch.floats[i] = scratch.floats[count - 1];  // fills the last block
-    } else if (inputs_.cache.dtype() == LPX_F32) {
-      scratch.floats[i] = static_cast<const float*>(scratch.rows[i]);
-    } else {
-      kernels.convert(inputs_.cache.dtype(), scratch.rows[i], d, scratch.plain + int64_t{i} * d);
-      scratch.floats[i] = scratch.plain + int64_t{i} * d;
-    }
-  }
-  ScanTile tile{};
-  tile.keys = scratch.floats;
-  tile.count = count;
-  tile.depth = d;
-  tile.queries = scan_queries(segment);
-  tile.chunks = layout_.chunks();
-  tile.group = layout_.group();
-  tile.rows = window_rows_.data();
-  tile.scale = layer.scale;
-  tile.soft_cap = layer.soft_cap;
-  return tile;
-}
-
 // b = the log-sum-exp over the tokens, which ascend. Rows that exist but see none of them get that over all tokens.
 void Attention::reference_from(const Kernels& kernels, int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch) {
   const Segment s = inputs_.cache.segments().at(segment);
   const auto n = static_cast<size_t>(inputs_.cache.length(segment));
-  const int missing = rows_ - existing_rows(s);
-  std::fill_n(scratch.largest, layout_.count(), -kInfinity);
-  std::fill_n(scratch.row_sums, layout_.count(), 0.0f);
-  for (size_t first = 0; first < tokens.size(); first += kScanTile) {
-    const int count = static_cast<int>(std::min<size_t>(kScanTile, tokens.size() - first));
-    ScanTile tile = scan_tile(kernels, segment, tokens.data() + first, count, scratch);
-    Visibility storage;
-    tile.masked = mask(segment, tokens.data() + first, count, scratch, storage);
-    kernels.sample(tile, scratch.largest, scratch.row_sums);
-  }
+  const int missing = rows() - existing_rows(s);
+  float* b = references(segment);
+  queries_.log_sums(kernels, segment, tokens.data(), static_cast<int64_t>(tokens.size()), b, scratch);
   bool blind = false;
-  for (int r = 0; r < heads_ * rows_; ++r) {
-    float& b = references(segment)[r];
-    const int at = packed(r);
-    b = scratch.largest[at] + std::log2(scratch.row_sums[at]);
-    blind = blind || (r % rows_ >= missing && b == -kInfinity);
-    if (r % rows_ < missing || b == -kInfinity) b = kInfinity;
+  for (int r = 0; r < all_rows(); ++r) {
+    if (b[r] != -kInfinity) continue;
+    blind = blind || r % rows() >= missing;
+    b[r] = kInfinity;
   }
   if (blind && tokens.size() < n) reference_from_all(kernels, segment, scratch);
 }
@@ -264,19 +137,20 @@ void Attention::scan_block(const Kernels& kernels, int64_t segment, int64_t bloc
   const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
   const Rows values = inputs_.cache.values(s);
   const int32_t n = inputs_.cache.length(segment);
-  const int64_t stride = layout_.squares();
+  const int64_t stride = layout().squares();
   float* squares = squares_ + square_offsets_[static_cast<size_t>(segment)];
-  std::fill_n(scratch.reference, layout_.count(), kInfinity);
-  for (int r = 0; r < heads_ * rows_; ++r) scratch.reference[packed(r)] = references(segment)[r];
-  double* sums = partials_ + partial_offsets_[static_cast<size_t>(segment)] + block * layout_.count();
-  std::fill_n(sums, layout_.count(), 0.0);
+  std::fill_n(scratch.reference, layout().count(), kInfinity);
+  for (int r = 0; r < all_rows(); ++r) scratch.reference[queries_.packed(r)] = references(segment)[r];
+  double* sums = partials_ + partial_offsets_[static_cast<size_t>(segment)] + block * layout().count();
+  std::fill_n(sums, layout().count(), 0.0);
   const auto begin = static_cast<int32_t>(block * kBlock);
   int32_t tokens[kScanTile];
   for (int32_t first = begin; first < std::min(n, begin + kBlock); first += kScanTile) {
     const int count = std::min<int32_t>(kScanTile, n - first);
     for (int i = 0; i < count; ++i) tokens[i] = first + i;
     if (observer != nullptr) observer->tile(segment, first, count);
-    ScanTile tile = scan_tile(kernels, segment, tokens, count, scratch);
+    Visibility storage;
+    ScanTile tile = queries_.tile(kernels, segment, tokens, count, scratch, storage);
     const void* ahead[2 * kScanTile];
     const int next = std::min(kScanTile, n - first - count);
     keys.run(first + count, next, ahead);
@@ -284,12 +158,10 @@ void Attention::scan_block(const Kernels& kernels, int64_t segment, int64_t bloc
     tile.ahead = ahead;
     tile.ahead_count = reads_values ? 2 * next : next;
     tile.ahead_bytes = static_cast<int>(inputs_.cache.row_bytes());
-    Visibility storage;
-    tile.masked = mask(segment, tokens, count, scratch, storage);
     tile.reference = scratch.reference;
-    std::fill_n(scratch.row_sums, layout_.count(), 0.0f);
+    std::fill_n(scratch.row_sums, layout().count(), 0.0f);
     kernels.scan(tile, scratch.row_sums, squares + first * stride, stride);
-    for (int i = 0; i < layout_.count(); ++i) sums[i] += scratch.row_sums[i];
+    for (int i = 0; i < layout().count(); ++i) sums[i] += scratch.row_sums[i];
   }
 }
 
@@ -297,13 +169,13 @@ void Attention::finish(const Kernels& kernels, int64_t segment, Scratch& scratch
   if (given(segment)) return;
   const Segment s = inputs_.cache.segments().at(segment);
   const Layer& layer = inputs_.model.layers[static_cast<size_t>(s.layer)];
-  const int count = heads_ * rows_;
+  const int count = all_rows();
   std::vector<double> sums(static_cast<size_t>(count));
   const auto add_up = [&] {
     std::fill(sums.begin(), sums.end(), 0.0);
     const double* partials = partials_ + partial_offsets_[static_cast<size_t>(segment)];
     for (int64_t block = 0; block < blocks(segment); ++block)
-      for (int r = 0; r < count; ++r) sums[static_cast<size_t>(r)] += partials[block * layout_.count() + packed(r)];
+      for (int r = 0; r < count; ++r) sums[static_cast<size_t>(r)] += partials[block * layout().count() + queries_.packed(r)];
   };
   add_up();
   // A token outside the sample with a logit far above it: start again from all tokens, where no term exceeds 1.
@@ -315,7 +187,7 @@ void Attention::finish(const Kernels& kernels, int64_t segment, Scratch& scratch
   const float* b = references(segment);
   for (int r = 0; r < count; ++r) {
     double sum = sums[static_cast<size_t>(r)];
-    const int query_head = s.head * heads_ + r / rows_;
+    const int query_head = s.head * heads() + r / rows();
     if (b[r] == kInfinity) {
       set_log_sum(segment, r, kInfinity);
       continue;

@@ -1,4 +1,4 @@
-// Softmax attention of the window on a cache: packed queries, log-sum-exp, and the scan that finds it.
+// Softmax attention of the window on a cache: its log-sum-exp, and the scan that finds it.
 //
 // scan: one product of all keys with all query rows. With b a reference point for each row (the log-sum-exp over a small
 // sample of the keys), e = exp(s - b) gives lse = b + log(sum of e) and, with sums of e^2 over groups of rows, an upper bound
@@ -10,6 +10,7 @@
 
 #include "core/backend.hpp"
 #include "cpu/pool.hpp"
+#include "cpu/queries.hpp"
 #include "cpu/tile.hpp"
 #include "cpu/workspace.hpp"
 
@@ -18,51 +19,6 @@ namespace laprox::cpu {
 // Tokens of one task: small enough to balance threads and to cancel within milliseconds.
 inline constexpr int kBlock = 480;
 static_assert(kBlock % kScanTile == 0 && kBlock % kTile == 0, "a task has whole tiles");
-
-// How `scan` takes the query rows of a segment: groups of rows of a head whose squares it adds up, a lane each.
-class RowLayout {
- public:
-  RowLayout(int heads, int rows, int lanes);
-
-  int group() const { return group_; }    // rows of a group
-  int groups() const { return groups_; }  // of a head
-  int chunks() const { return chunks_; }  // of `group` vectors
-  int count() const { return chunks_ * group_ * lanes_; }
-  // Sums of squares of a token: head after head, then what fills the last chunk, in whole eights.
-  int squares() const { return (chunks_ * lanes_ + 7) / 8 * 8; }
-  int index(int head, int row) const {
-    const int at = head * groups_ + row / group_;
-    return (at / lanes_ * group_ + row % group_) * lanes_ + at % lanes_;
-  }
-
- private:
-  int lanes_;
-  int group_ = 0;
-  int groups_ = 0;
-  int chunks_ = 0;
-};
-
-// Buffers of one thread, for one tile.
-struct Scratch {
-  Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes);
-
-  float* keys;
-  float* logits;  // [R * m] rows
-  float* values;
-  float* columns;  // [R * kFactorColumns] rows
-  float* attention_pairs;
-  float* value_pairs;
-  float* heads;      // [R]
-  float* squares;    // [RowLayout::squares()][kTile]
-  float* reference;  // [RowLayout::count()], as are the next two
-  float* largest;
-  float* row_sums;
-  float* plain;   // [kScanTile][d]
-  float* panels;  // [kFactorColumns rounded up to panels][d]
-  const void* rows[kScanTile];
-  const float* floats[kScanTile];
-  int32_t positions[kScanTile];
-};
 
 // Asks for rows that the next tile will read, while this one is computed.
 void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes);
@@ -88,14 +44,16 @@ class Attention {
 
   // Units of progress that run() advances by.
   int64_t work() const { return inputs_.cache.entries(); }
-  int rows() const { return rows_; }    // m
-  int heads() const { return heads_; }  // R
-  const RowLayout& layout() const { return layout_; }
+  int rows() const { return queries_.rows(); }    // m
+  int heads() const { return queries_.heads(); }  // R
+  const RowLayout& layout() const { return queries_.layout(); }
   // Rows of a segment that exist.
-  int existing_rows(Segment s) const;
+  int existing_rows(Segment s) const { return queries_.existing_rows(s); }
 
   // Attention of every row on `count` tokens, ascending: fills scratch.logits.
-  void attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
+  void attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
+    queries_.attend(kernels, segment, tokens, count, log_sums(segment), residuals(segment), scratch);
+  }
 
   // For upper bounds: sums of squares of a segment of the current wave, layout().squares() of each token, and how much each group
   // of rows has to be multiplied by.
@@ -104,34 +62,23 @@ class Attention {
 
  private:
   bool given(int64_t segment) const { return inputs_.window->has_lse(inputs_.cache.segments().at(segment).layer); }
-  const Visibility* mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
   void prepare(const Kernels& kernels, int64_t segment, Scratch& scratch);
-  ScanTile scan_tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   void reference_from(const Kernels& kernels, int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
   void reference_from_all(const Kernels& kernels, int64_t segment, Scratch& scratch);
   void scan_block(const Kernels& kernels, int64_t segment, int64_t block, Scratch& scratch, const Observer* observer);
   void finish(const Kernels& kernels, int64_t segment, Scratch& scratch);
-  int packed(int row) const { return packed_[static_cast<size_t>(row)]; }
   int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }
-  float* queries(int64_t segment) const { return queries_ + segment * query_floats_; }
-  float* scan_queries(int64_t segment) const { return scan_queries_ + segment * layout_.count() * inputs_.model.head_dim; }
-  float* references(int64_t segment) const { return references_ + segment * heads_ * rows_; }
-  float* residuals(int64_t segment) const { return residuals_ + segment * heads_ * rows_; }
+  float* references(int64_t segment) const { return references_ + segment * all_rows(); }
+  float* residuals(int64_t segment) const { return residuals_ + segment * all_rows(); }
   void set_log_sum(int64_t segment, int row, double log_sum);
-  float* log_sums(int64_t segment) const { return log_sums_ + segment * heads_ * rows_; }
+  float* log_sums(int64_t segment) const { return log_sums_ + segment * all_rows(); }
+  int all_rows() const { return heads() * rows(); }
 
   const ScoreInputs& inputs_;
-  int rows_;
-  int heads_;
-  RowLayout layout_;
-  std::vector<int32_t> packed_;       // [R * m] where `scan` has each row: RowLayout::index
-  std::vector<int32_t> window_rows_;  // of packed rows
-  int64_t query_floats_;
+  Queries queries_;
   std::vector<Wave> waves_;
   std::vector<int64_t> square_offsets_;   // [segments] in the wave's buffers
   std::vector<int64_t> partial_offsets_;  // [segments]
-  float* queries_;                        // [segments] packed for `multiply`
-  float* scan_queries_;                   // [segments] packed for `scan`
   float* references_;                     // [segments][R * m]: b
   float* log_sums_;                       // [segments][R * m]; +inf for rows that do not exist or see nothing
   float* residuals_;                      // [segments][R * m]: what log_sums_ leaves out

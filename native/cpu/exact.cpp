@@ -184,24 +184,12 @@ void Exact::attention_factor(int64_t segment, const int32_t* tokens, int count, 
 void Exact::projected_magnitudes(int64_t segment, int count, Scratch& scratch) const {
   const Segment s = inputs_.cache.segments().at(segment);
   const ModelShape& model = inputs_.model;
-  const Projection& projection = model.layers[static_cast<size_t>(s.layer)].projection;
   const int d = model.head_dim;
-  const bool contiguous = projection.row_stride == static_cast<int64_t>(element_size(model.projection_dtype));
-  float weights[kMaxHeadDim];
   std::fill_n(scratch.heads, model.group * kTile, 0.0f);
   for (int h = 0; h < model.group; ++h) {
-    const int64_t feature = (int64_t{s.head} * model.group + h) * d;
     for (int first = 0; first < model.model_dim; first += kFactorColumns) {
       const int columns = std::min(kFactorColumns, model.model_dim - first);
-      for (int c = 0; c < columns; ++c) {
-        if (contiguous) {
-          kernels_.convert(model.projection_dtype, projection.at(feature, first + c), d, weights);
-        } else {
-          for (int k = 0; k < d; ++k) kernels_.convert(model.projection_dtype, projection.at(feature + k, first + c), 1, weights + k);
-        }
-        float* to = scratch.panels + static_cast<ptrdiff_t>(c / kPanel) * d * kPanel + c % kPanel;
-        for (int k = 0; k < d; ++k) to[k * kPanel] = weights[k];
-      }
+      pack_projection(kernels_, model, s.layer, s.head * model.group + h, first, columns, scratch.panels);
       kernels_.multiply(scratch.panels, columns, d, scratch.values, count, scratch.columns);
       kernels_.add_magnitudes(scratch.columns, columns, scratch.heads + h * kTile);
     }

@@ -154,6 +154,31 @@ HeadFactor factorize(const ModelShape& model, int layer, int kv_head, const Kern
 
 }  // namespace
 
+void pack_projection(const Kernels& kernels, const ModelShape& model, int layer, int query_head, int first, int columns, float* panels) {
+  const Projection& projection = model.layers[static_cast<size_t>(layer)].projection;
+  const int d = model.head_dim;
+  const int64_t feature = int64_t{query_head} * d;
+  const auto element = static_cast<int64_t>(element_size(model.projection_dtype));
+  const auto at = [&](int c) { return panels + static_cast<ptrdiff_t>(c / kPanel) * d * kPanel + c % kPanel; };
+  float run[kMaxHeadDim];
+  static_assert(kFactorColumns <= kMaxHeadDim, "runs go along either side");
+  if (projection.column_stride == element && projection.row_stride != element) {
+    for (int k = 0; k < d; ++k) {
+      kernels.convert(model.projection_dtype, projection.at(feature + k, first), columns, run);
+      for (int c = 0; c < columns; ++c) at(c)[k * kPanel] = run[c];
+    }
+    return;
+  }
+  for (int c = 0; c < columns; ++c) {
+    if (projection.row_stride == element) {
+      kernels.convert(model.projection_dtype, projection.at(feature, first + c), d, run);
+    } else {
+      for (int k = 0; k < d; ++k) kernels.convert(model.projection_dtype, projection.at(feature + k, first + c), 1, run + k);
+    }
+    for (int k = 0; k < d; ++k) at(c)[k * kPanel] = run[k];
+  }
+}
+
 CpuFactors::CpuFactors(const ModelShape& model, Pool& pool, const Kernels& kernels, const lpx_call& call) : kv_heads_(model.kv_heads) {
   const auto count = static_cast<int64_t>(model.layers.size()) * model.kv_heads;
   heads_.resize(static_cast<size_t>(count));

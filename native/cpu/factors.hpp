@@ -19,6 +19,9 @@ namespace laprox::cpu {
 // Columns of u that are computed for all heads before their products are taken: what stays in the first-level cache.
 inline constexpr int kFactorColumns = 24;
 
+// Columns [first, first + columns) of the W_h of a query head, as `multiply` takes them: a column a row of the panels.
+void pack_projection(const Kernels& kernels, const ModelShape& model, int layer, int query_head, int first, int columns, float* panels);
+
 // A run of factor columns: u_h for h = first_head .. R - 1, panels of (R - first_head) * columns rows, head after head.
 struct FactorChunk {
   int first_head;

@@ -5,12 +5,6 @@
 namespace laprox::cpu {
 namespace {
 
-std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ScoreInputs& inputs, int threads, int lanes) {
-  std::vector<Scratch> scratch;
-  for (int i = 0; i < threads; ++i) scratch.emplace_back(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows(), lanes);
-  return scratch;
-}
-
 std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads) {
   if (inputs.window == nullptr) return std::nullopt;
   return std::optional<Attention>(std::in_place, workspace, inputs, lanes, threads);
@@ -21,7 +15,7 @@ std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& i
 Scoring::Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads)
     : inputs_(inputs),
       kernels_(kernels),
-      scratch_(scratch_of_threads(workspace, inputs, threads, kernels.lanes)),
+      scratch_(scratch_of_threads(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows(), kernels.lanes, threads)),
       attention_(attention_of(workspace, inputs, kernels.lanes, threads)),
       exact_(workspace, inputs, kernels, attention_ ? &*attention_ : nullptr) {}
 

@@ -1,0 +1,167 @@
+#include "cpu/queries.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/factors.hpp"
+
+namespace laprox::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+}  // namespace
+
+// The most rows a group, of what wastes the fewest lanes.
+RowLayout::RowLayout(int heads, int rows, int lanes) : lanes_(lanes) {
+  for (int group = kBoundGroup; group > 0; --group) {
+    const int groups = (rows + group - 1) / group;
+    const int chunks = (heads * groups + lanes - 1) / lanes;
+    if (group_ != 0 && chunks * group >= chunks_ * group_) continue;
+    group_ = group;
+    groups_ = groups;
+    chunks_ = chunks;
+  }
+}
+
+Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes) {
+  const int64_t group = model.group;
+  const RowLayout layout(model.group, window_rows, lanes);
+  const auto tile_rows = [&](int64_t count) { return workspace.take<float>(panels_for(static_cast<int>(count)) * int64_t{kPanel} * kTile); };
+  keys = tile_rows(model.head_dim);
+  logits = tile_rows(group * window_rows);
+  values = tile_rows(model.head_dim);
+  columns = tile_rows(group * kFactorColumns);
+  attention_pairs = tile_rows(pair_count(model.group));
+  value_pairs = tile_rows(pair_count(model.group));
+  heads = tile_rows(group);
+  squares = tile_rows(layout.squares());
+  reference = workspace.take<float>(layout.count());
+  largest = workspace.take<float>(layout.count());
+  row_sums = workspace.take<float>(layout.count());
+  plain = workspace.take<float>(int64_t{kScanTile} * model.head_dim);
+  panels = workspace.take<float>(panels_for(kFactorColumns) * int64_t{kPanel} * model.head_dim);
+}
+
+std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, int lanes, int threads) {
+  std::vector<Scratch> scratch;
+  for (int i = 0; i < threads; ++i) scratch.emplace_back(workspace, model, window_rows, lanes);
+  return scratch;
+}
+
+Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cache, const Window& window, int64_t segments, int lanes)
+    : model_(model),
+      cache_(cache),
+      window_(window),
+      segments_(segments),
+      rows_(window.rows()),
+      heads_(model.group),
+      layout_(heads_, rows_, lanes),
+      window_rows_(static_cast<size_t>(layout_.count()), 0),
+      panel_floats_(panels_for(heads_ * rows_) * int64_t{kPanel} * model.head_dim) {
+  for (int r = 0; r < heads_ * rows_; ++r) {
+    packed_.push_back(layout_.index(r / rows_, r % rows_));
+    window_rows_[static_cast<size_t>(packed_.back())] = r % rows_;
+  }
+  panels_ = workspace.take<float>(segments * panel_floats_);
+  scanned_ = workspace.take<float>(segments * layout_.count() * model.head_dim);
+}
+
+int Queries::existing_rows(Segment s) const { return std::clamp(end(s), 0, rows_); }
+
+void Queries::pack(const Kernels& kernels, int64_t segment) {
+  const Segment s = cache_.segments().at(segment);
+  const int d = model_.head_dim;
+  const int missing = rows_ - existing_rows(s);
+  float* to_panels = panels(segment);
+  float* to_scanned = scanned(segment);
+  const int width = layout_.count() / layout_.chunks();
+  std::fill_n(to_panels, panel_floats_, 0.0f);
+  std::fill_n(to_scanned, int64_t{layout_.count()} * d, 0.0f);
+  float row[kMaxHeadDim];
+  for (int r = 0; r < heads_ * rows_; ++r) {
+    if (r % rows_ < missing) continue;
+    kernels.convert(window_.dtype(), window_.query(s, r / rows_, r % rows_), d, row);
+    float* to = to_panels + static_cast<ptrdiff_t>(r / kPanel) * d * kPanel + r % kPanel;
+    const int at = packed(r);
+    float* scan_to = to_scanned + static_cast<ptrdiff_t>(at / width) * d * width + at % width;
+    for (int k = 0; k < d; ++k) to[k * kPanel] = scan_to[k * width] = row[k];
+  }
+}
+
+// Null where every row sees the tokens, which ascend.
+const Visibility* Queries::mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const {
+  const Segment s = cache_.segments().at(segment);
+  const int32_t first_row = end(s) - rows_;
+  const int32_t window = model_.layers[static_cast<size_t>(s.layer)].sliding_window;
+  if (window == 0 && cache_.position(s, tokens[count - 1]) <= first_row) return nullptr;
+  for (int i = 0; i < count; ++i) scratch.positions[i] = cache_.position(s, tokens[i]);
+  std::fill(scratch.positions + count, scratch.positions + kScanTile, std::numeric_limits<int32_t>::max());
+  storage = {scratch.positions, first_row, window};
+  return &storage;
+}
+
+ScanTile Queries::tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const {
+  const Segment s = cache_.segments().at(segment);
+  const Layer& layer = model_.layers[static_cast<size_t>(s.layer)];
+  const Rows keys = cache_.keys(s);
+  const int d = model_.head_dim;
+  if (tokens[count - 1] - tokens[0] == count - 1) {
+    keys.run(tokens[0], count, scratch.rows);
+  } else {
+    for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
+  }
+  for (int i = 0; i < kScanTile; ++i) {
+    if (i >= count) {
+      scratch.floats[i] = scratch.floats[count - 1];  // fills the last block
+    } else if (cache_.dtype() == LPX_F32) {
+      scratch.floats[i] = static_cast<const float*>(scratch.rows[i]);
+    } else {
+      kernels.convert(cache_.dtype(), scratch.rows[i], d, scratch.plain + int64_t{i} * d);
+      scratch.floats[i] = scratch.plain + int64_t{i} * d;
+    }
+  }
+  ScanTile tile{};
+  tile.keys = scratch.floats;
+  tile.count = count;
+  tile.depth = d;
+  tile.queries = scanned(segment);
+  tile.chunks = layout_.chunks();
+  tile.group = layout_.group();
+  tile.rows = window_rows_.data();
+  tile.scale = layer.scale;
+  tile.soft_cap = layer.soft_cap;
+  tile.masked = mask(segment, tokens, count, scratch, storage);
+  return tile;
+}
+
+void Queries::log_sums(const Kernels& kernels, int64_t segment, const int32_t* tokens, int64_t count, float* out, Scratch& scratch) const {
+  const int missing = rows_ - existing_rows(cache_.segments().at(segment));
+  std::fill_n(scratch.largest, layout_.count(), -kInfinity);
+  std::fill_n(scratch.row_sums, layout_.count(), 0.0f);
+  for (int64_t first = 0; first < count; first += kScanTile) {
+    Visibility storage;
+    const int some = static_cast<int>(std::min<int64_t>(kScanTile, count - first));
+    kernels.sample(tile(kernels, segment, tokens + first, some, scratch, storage), scratch.largest, scratch.row_sums);
+  }
+  for (int r = 0; r < heads_ * rows_; ++r) {
+    const int at = packed(r);
+    out[r] = r % rows_ < missing ? -kInfinity : scratch.largest[at] + std::log2(scratch.row_sums[at]);
+  }
+}
+
+void Queries::attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, const float* reference, const float* residual,
+                     Scratch& scratch) const {
+  const Segment s = cache_.segments().at(segment);
+  const Layer& layer = model_.layers[static_cast<size_t>(s.layer)];
+  const Rows keys = cache_.keys(s);
+  for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
+  kernels.load(cache_.dtype(), scratch.rows, count, model_.head_dim, scratch.keys);
+  kernels.multiply(panels(segment), heads_ * rows_, model_.head_dim, scratch.keys, count, scratch.logits);
+  Visibility storage;
+  const Visibility* masked = mask(segment, tokens, count, scratch, storage);
+  kernels.attend({scratch.logits, count, heads_, rows_, layer.scale, layer.soft_cap, reference, residual, masked});
+}
+
+}  // namespace laprox::cpu

@@ -1,0 +1,106 @@
+// The query rows of a window, packed for the kernels, and what they see: attention of all rows of a segment on tiles of its tokens,
+// by a given reference point.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/geometry.hpp"
+#include "core/model.hpp"
+#include "cpu/tile.hpp"
+#include "cpu/workspace.hpp"
+
+namespace laprox::cpu {
+
+// How `scan` takes the query rows of a segment: groups of rows of a head whose squares it adds up, a lane each.
+class RowLayout {
+ public:
+  RowLayout(int heads, int rows, int lanes);
+
+  int group() const { return group_; }    // rows of a group
+  int groups() const { return groups_; }  // of a head
+  int chunks() const { return chunks_; }  // of `group` vectors
+  int count() const { return chunks_ * group_ * lanes_; }
+  // Sums of squares of a token: head after head, then what fills the last chunk, in whole eights.
+  int squares() const { return (chunks_ * lanes_ + 7) / 8 * 8; }
+  int index(int head, int row) const {
+    const int at = head * groups_ + row / group_;
+    return (at / lanes_ * group_ + row % group_) * lanes_ + at % lanes_;
+  }
+
+ private:
+  int lanes_;
+  int group_ = 0;
+  int groups_ = 0;
+  int chunks_ = 0;
+};
+
+// Buffers of one thread, for one tile.
+struct Scratch {
+  Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes);
+
+  float* keys;
+  float* logits;  // [R * m] rows
+  float* values;
+  float* columns;  // [R * kFactorColumns] rows
+  float* attention_pairs;
+  float* value_pairs;
+  float* heads;      // [R]
+  float* squares;    // [RowLayout::squares()][kTile]
+  float* reference;  // [RowLayout::count()], as are the next two
+  float* largest;
+  float* row_sums;
+  float* plain;   // [kScanTile][d]
+  float* panels;  // [kFactorColumns rounded up to panels][d]
+  const void* rows[kScanTile];
+  const float* floats[kScanTile];
+  int32_t positions[kScanTile];
+};
+
+std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, int lanes, int threads);
+
+class Queries {
+ public:
+  // Has room for the rows of `segments` consecutive segments at a time.
+  Queries(Workspace& workspace, const ModelShape& model, const Cache& cache, const Window& window, int64_t segments, int lanes);
+
+  int rows() const { return rows_; }    // m
+  int heads() const { return heads_; }  // R
+  const RowLayout& layout() const { return layout_; }
+  // Where `scan` and `sample` have row r = h * m + q.
+  int packed(int row) const { return packed_[static_cast<size_t>(row)]; }
+  // Rows of a segment that exist: the last ones.
+  int existing_rows(Segment s) const;
+
+  void pack(const Kernels& kernels, int64_t segment);
+  // Up to kScanTile tokens, ascending, for `scan` and `sample`; the reference is left to the caller. Lives in `scratch` and `storage`.
+  ScanTile tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
+  // out[R * m] = log2 of the sum of 2^logit over tokens, which ascend; -inf for rows that do not exist or see none of them.
+  void log_sums(const Kernels& kernels, int64_t segment, const int32_t* tokens, int64_t count, float* out, Scratch& scratch) const;
+  // Up to kTile tokens, ascending: scratch.logits = 2^(logit - reference - residual), 0 where a row does not see a token. Reference
+  // and residual (or null) are [R * m], in base 2.
+  void attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, const float* reference, const float* residual,
+              Scratch& scratch) const;
+
+ private:
+  const Visibility* mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
+  // The position behind that of the last row.
+  int32_t end(Segment s) const { return cache_.context(s) + window_.ahead(); }
+  float* panels(int64_t segment) const { return panels_ + segment % segments_ * panel_floats_; }
+  float* scanned(int64_t segment) const { return scanned_ + segment % segments_ * layout_.count() * model_.head_dim; }
+
+  const ModelShape& model_;
+  const Cache& cache_;
+  const Window& window_;
+  int64_t segments_;
+  int rows_;
+  int heads_;
+  RowLayout layout_;
+  std::vector<int32_t> packed_;       // [R * m] RowLayout::index
+  std::vector<int32_t> window_rows_;  // of packed rows
+  int64_t panel_floats_;
+  float* panels_;   // [segments] packed for `multiply`
+  float* scanned_;  // [segments] packed for `scan`
+};
+
+}  // namespace laprox::cpu
