@@ -18,7 +18,7 @@ import { startWork } from './enqueue.js'
 import { LaproxError, suggest } from './errors.js'
 import { allocateOn, DeviceMemory } from './memory.js'
 import { deviceNumbers, type Held, type NativeHandle, native, type Section, SectionWriter, stage } from './native.js'
-import { type Selection, selectionSection } from './selection.js'
+import { type Selection, selectionOn } from './selection.js'
 import { elementBytes, onDevice, placeOf, Tensor, type TensorDataMap } from './tensor.js'
 
 /** Into new memory, flat over all layers: the kept rows of segment after segment. The default. On a GPU it belongs to the new cache. */
@@ -95,27 +95,6 @@ async function compactOnDevice(
       numbers,
     })),
   )
-}
-
-/** The selection's section, once it is known to fit the cache and to be on its device. */
-function selectionOn(device: Device, state: CacheState, selection: Selection): Section {
-  const kept = selectionSection(selection)
-  if (selection.device !== (device.backend === 'cuda' ? device : undefined)) {
-    const [where, copy] =
-      selection.device === undefined
-        ? ['in host memory', 'selection.to(device)']
-        : [`in the memory of ${selection.device.name}`, "selection.to('cpu')"]
-    throw new LaproxError(
-      'DEVICE_MISMATCH',
-      `the tokens of the selection are ${where}; expected them on the cache's device, ${device.name}: await ${copy}`,
-    )
-  }
-  for (const name of ['layers', 'sequences', 'kvHeads'] as const) {
-    if (selection[name] !== state[name]) {
-      throw new LaproxError('INVALID_ARGUMENT', `selection: ${name} is ${selection[name]}; expected that of the cache, ${state[name]}`)
-    }
-  }
-  return kept
 }
 
 /** Where rows go, checked: everything but the sizes, which the selection tells. */

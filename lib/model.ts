@@ -19,8 +19,9 @@ export interface ModelDescription {
   readonly headDim: number
   /**
    * Per layer the output projection W_O as `o_proj.weight` [D, H * d], float32, float16 or bfloat16, with any strides. Policies
-   * that look at ||v W|| need them. On a CPU device the model holds on to them: those with projected l1 norms (`criticalkv`) read
-   * them again. For a GPU they may be in its memory, or in the host's: then they are there for as long as the factors take.
+   * that look at ||v W|| need them. On a CPU device the model holds on to them: policies with projected l1 norms (`criticalkv`) and
+   * `fidelity` read them again. For a GPU they may be in its memory, or in the host's: then they are there for as long as the factors
+   * take.
    */
   readonly outputProjections?: readonly Tensor[] | undefined
   /** Of the logits. Default (and 0): 1 / sqrt(d). */

@@ -5,8 +5,8 @@ import { fileURLToPath } from 'node:url'
 import { LaproxError } from './errors.js'
 import { elementBytes, placeOf, type Tensor } from './tensor.js'
 
-/** Raised with every change of a function's arguments or of a section's numbers: native/addon/addon.cpp has the same number. */
-const bindingVersion = 2
+/** Raised with every change of the functions, their arguments or a section's numbers: native/addon/addon.cpp has the same number. */
+const bindingVersion = 3
 /** LAPROX_ABI_VERSION of native/include/laprox/laprox.h. */
 const abiVersion = 2
 
@@ -55,6 +55,12 @@ export interface Section {
   readonly buffers: readonly ArrayBufferView[]
 }
 
+/** A section with typed arrays that its numbers do not name: held, and looked at again at the end, like the others. */
+export function holding({ numbers, buffers }: Section, more: readonly ArrayBufferView[]): Section {
+  if (more.length === 0) return { numbers, buffers }
+  return { numbers: Float64Array.from(numbers, (value, i) => (i === 0 ? value + more.length : value)), buffers: [...buffers, ...more] }
+}
+
 /** What stands between a selection's [segments + 1] offsets and its tokens: numbers of the report, then the bytes of `fallback`. */
 export const reportNumbers: { readonly count: number; readonly fallbackBytes: number } = { count: 9, fallbackBytes: 64 }
 
@@ -92,6 +98,8 @@ export interface Native {
     selectRule: Float64Array,
     held: Held<T>,
   ): Promise<T>
+  /** Further buffer: squared norms [layers, 2] of what keeping changes of the outputs, and of the outputs. `ahead`: see lpx_fidelity. */
+  fidelity<T>(model: NativeHandle, cache: Float64Array, window: Float64Array, ahead: number, selection: Float64Array, held: Held<T>): Promise<T>
   /** Further buffers: [seconds, ...pages used or freed], page ids. */
   compact<T>(device: NativeHandle, cache: Float64Array, selection: Float64Array, target: Float64Array, held: Held<T>): Promise<T>
   /** CPU: writes the planes of value norms. */

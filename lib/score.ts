@@ -6,7 +6,7 @@ import { startWork } from './enqueue.js'
 import { LaproxError } from './errors.js'
 import { DeviceMemory } from './memory.js'
 import { type AttentionModel, handleOfModel, projectionsOf } from './model.js'
-import { deviceNumbers, type NativeHandle, native, type Section, SectionWriter, stage } from './native.js'
+import { deviceNumbers, holding, type NativeHandle, native, type Section, SectionWriter, stage } from './native.js'
 import type { Policy } from './policy.js'
 import { type Rules, rulesOf } from './rules.js'
 import { elementBytes, onDevice, placeOf, Tensor } from './tensor.js'
@@ -315,7 +315,8 @@ export interface ScoreInputs {
   readonly rules: Rules
 }
 
-export function scoreInputs(model: AttentionModel, cache: KvCache, window: Window | null | undefined, policy: Policy): ScoreInputs {
+/** A model and a cache that fit each other, for native code. */
+export function modelWithCache(model: AttentionModel, cache: KvCache): { model: NativeHandle; state: CacheState; cache: Section } {
   const handle = handleOfModel(model)
   const { state, section } = stateOf(cache)
   if (cache.device !== model.device) {
@@ -326,24 +327,22 @@ export function scoreInputs(model: AttentionModel, cache: KvCache, window: Windo
       throw new LaproxError('INVALID_ARGUMENT', `cache: ${name} is ${state[name]}; expected that of the model, ${model[name]}`)
     }
   }
+  return { model: handle, state, cache: section }
+}
+
+export function scoreInputs(model: AttentionModel, cache: KvCache, window: Window | null | undefined, policy: Policy): ScoreInputs {
+  const inputs = modelWithCache(model, cache)
+  const { state } = inputs
   const rules = rulesOf(policy)
   checkWeights(rules.policy, state.layers)
   if (model.device.backend === 'cuda') checkSharing(rules.policy, state)
   return {
+    ...inputs,
     owner: model.device,
     device: handleOf(model.device),
-    model: handle,
-    state,
-    cache: section,
     window: holding(windowSection(window, rules.policy.window, rules.needsWindow, model, state), rules.readsProjections ? projectionsOf(model) : []),
     rules,
   }
-}
-
-/** A section with typed arrays that its numbers do not name: held, and looked at again at the end, like the others. */
-function holding({ numbers, buffers }: Section, more: readonly ArrayBufferView[]): Section {
-  if (more.length === 0) return { numbers, buffers }
-  return { numbers: Float64Array.from(numbers, (value, i) => (i === 0 ? value + more.length : value)), buffers: [...buffers, ...more] }
 }
 
 function checkWeights({ layerWeights }: Policy, layers: number): void {

@@ -1,4 +1,4 @@
-import type { KvCache } from './cache.js'
+import type { CacheState, KvCache } from './cache.js'
 import { asksNothing, type CallOptions, call, type Hooks, noHooks } from './call.js'
 import { allocate, integer, object, wrong } from './check.js'
 import { type Device, handleOf, sharedDevice } from './device.js'
@@ -52,7 +52,7 @@ export interface SelectionDescription {
 }
 
 /** Tokens and offsets of a selection for native code; throws `DETACHED` where their memory is gone. */
-export let selectionSection: (selection: Selection) => Section
+let selectionSection: (selection: Selection) => Section
 /** A selection over memory that native code fills; its tokens may be on a GPU. */
 export let selectionOf: (shape: Shape, memory: Float64Array, tokens?: DeviceMemory) => Selection
 
@@ -222,6 +222,27 @@ export class Selection implements Shape, Disposable {
   get #segments(): number {
     return this.layers * this.sequences * this.kvHeads
   }
+}
+
+/** The selection's section, once it is known to fit the cache and to be on its device. */
+export function selectionOn(device: Device, state: CacheState, selection: Selection): Section {
+  const kept = selectionSection(selection)
+  if (selection.device !== (device.backend === 'cuda' ? device : undefined)) {
+    const [where, copy] =
+      selection.device === undefined
+        ? ['in host memory', 'selection.to(device)']
+        : [`in the memory of ${selection.device.name}`, "selection.to('cpu')"]
+    throw new LaproxError(
+      'DEVICE_MISMATCH',
+      `the tokens of the selection are ${where}; expected them on the cache's device, ${device.name}: await ${copy}`,
+    )
+  }
+  for (const name of ['layers', 'sequences', 'kvHeads'] as const) {
+    if (selection[name] !== state[name]) {
+      throw new LaproxError('INVALID_ARGUMENT', `selection: ${name} is ${selection[name]}; expected that of the cache, ${state[name]}`)
+    }
+  }
+  return kept
 }
 
 export function tableLength(segments: number): number {

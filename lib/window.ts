@@ -24,12 +24,7 @@ const none: Section = { numbers: Float64Array.of(0, 0), buffers: [] }
 export function windowSection(window: Window | null | undefined, rows: number, needed: boolean, model: AttentionModel, cache: CacheState): Section {
   if (!needed) return none
   object(window, 'window', 'an object with queries, which this policy looks at')
-  const { queries, logSumExp, logSumExpBase = 'e' } = window!
-  tensors(queries, 'queries', cache.layers)
-  const type = floatType(queries, 'queries')
-  const batched = queries[0]!.dims.length === 4
-  if (!batched && cache.sequences > 1) throw wrong('queries[0]', queries[0], `[S, H, m, d] for ${cache.sequences} sequences`)
-  const given = queries[0]!.dims.at(-2) ?? 0
+  const given = rowsOf(window!.queries, 'queries', cache)
   const longest = cache.contextLengths === undefined || cache.positions === undefined ? max(cache.lengths) : max(cache.contextLengths)
   const used = Math.min(rows, given)
   if (used < Math.min(rows, longest) || used < 1) {
@@ -38,27 +33,42 @@ export function windowSection(window: Window | null | undefined, rows: number, n
       `queries have ${given} rows; expected the last ${Math.min(rows, Math.max(longest, 1))} queries, the policy's window`,
     )
   }
+  return queriesSection(window!, 'queries', used, model, cache)
+}
+
+/** How many rows there are of queries [.., m, d], one tensor a layer. */
+export function rowsOf(queries: readonly Tensor[], at: string, cache: CacheState): number {
+  return tensors(queries, at, cache.layers)[0]!.dims.at(-2) ?? 0
+}
+
+/** The last `rows` of a window's queries for native code; `at` is what errors call them. */
+export function queriesSection(window: Window, at: string, rows: number, model: AttentionModel, cache: CacheState): Section {
+  const { queries, logSumExp, logSumExpBase = 'e' } = window
+  const given = rowsOf(queries, at, cache)
+  const type = floatType(queries, at)
+  const batched = queries[0]!.dims.length === 4
+  if (!batched && cache.sequences > 1) throw wrong(`${at}[0]`, queries[0], `[S, H, m, d] for ${cache.sequences} sequences`)
   const dims = [model.queryHeads, given]
   if (batched) dims.unshift(cache.sequences)
   if (logSumExp !== undefined) sameType(tensors(logSumExp, 'logSumExp', cache.layers), 'logSumExp', 'float32')
   if (logSumExpBase !== 'e' && logSumExpBase !== '2') throw wrong('logSumExpBase', logSumExpBase, "'e' or '2'")
 
-  located(queries, 'queries', model.device)
+  located(queries, at, model.device)
   located(logSumExp, 'logSumExp', model.device)
   const gpu = model.device.backend === 'cuda'
   const queryDims = [...dims, model.headDim]
 
   const writer = new SectionWriter()
-  writer.push(cache.layers, floatTypes.indexOf(type), used, logSumExpBase === 'e' ? 0 : 1)
+  writer.push(cache.layers, floatTypes.indexOf(type), rows, logSumExpBase === 'e' ? 0 : 1)
   for (let i = 0; i < queries.length; i++) {
     const tensor = queries[i]!
-    if (!isOf(tensor, queryDims)) shape(tensor, `queries[${i}]`, queryDims, batched ? '[S, H, m, d]' : '[H, m, d]')
-    if (tensor.strides[queryDims.length - 1] !== 1) contiguousRows(tensor, `queries[${i}]`)
-    if (gpu) alignedRows(tensor, 'queries', i)
-    writeRows(writer, tensor, dims.length - 1, given - used)
+    if (!isOf(tensor, queryDims)) shape(tensor, `${at}[${i}]`, queryDims, batched ? '[S, H, m, d]' : '[H, m, d]')
+    if (tensor.strides[queryDims.length - 1] !== 1) contiguousRows(tensor, `${at}[${i}]`)
+    if (gpu) alignedRows(tensor, at, i)
+    writeRows(writer, tensor, dims.length - 1, given - rows)
     const lse = logSumExp?.[i]
     if (lse !== undefined) shape(lse, `logSumExp[${i}]`, dims, batched ? '[S, H, m]' : '[H, m]')
-    writeRows(writer, lse, dims.length - 1, given - used)
+    writeRows(writer, lse, dims.length - 1, given - rows)
   }
   return writer.section()
 }

@@ -1,5 +1,5 @@
 /*
- * Evicts three quarters of a small KV cache through the C ABI: score, select, compact.
+ * Evicts three quarters of a small KV cache through the C ABI: score, select, measure, compact.
  *
  *   cmake -S . -B build && cmake --build build && cmake --install build --prefix PREFIX      (in the repository)
  *   cmake -S examples/c -B example -DCMAKE_PREFIX_PATH=PREFIX && cmake --build example && example/evict
@@ -158,6 +158,11 @@ int main(void) {
   lpx_report report = {.size = sizeof report};
   check(lpx_select(device, &table, &select_rule, &selection, &report, NULL), "lpx_select");
   expect(report.kept == ENTRIES / 4, "a quarter of the entries");
+
+  /* How far the layers' outputs move without the rest: squares of the change and of the output. */
+  double squares[LAYERS][2];
+  check(lpx_fidelity(model, &cache, &window, 0, &selection, &squares[0][0], NULL), "lpx_fidelity");
+  for (int l = 0; l < LAYERS; l++) printf("layer %d moves by %.0f %%\n", l, 100 * sqrt(squares[l][0] / squares[l][1]));
 
   /* Their rows, one after the other. */
   lpx_cache_layer target = {0};

@@ -322,4 +322,29 @@ SelectRuleArguments::SelectRuleArguments(Section section) {
   desc.pinned = pinned_.empty() ? nullptr : pinned_.data();
 }
 
+SelectionArguments::SelectionArguments(Section section, int64_t segments) : segments_(segments) {
+  const Buffer* tokens = section.buffer();
+  const Buffer* offsets = section.buffer();
+  if (tokens == nullptr || offsets == nullptr) fail("INVALID_ARGUMENT", "a selection has no tokens or no offsets");
+  given_count_ = tokens->bytes / 4;
+  given_tokens_ = elements<int32_t>(*tokens, 0, given_count_);
+  given_offsets_ = elements<double>(*offsets, 0, segments + 1);
+}
+
+void SelectionArguments::copy() {
+  tokens_.assign(given_tokens_, given_tokens_ + given_count_);
+  offsets_.reserve(static_cast<size_t>(segments_) + 1);
+  for (int64_t i = 0; i <= segments_; ++i) {
+    const double offset = given_offsets_[i];
+    if (!(offset >= 0 && offset <= static_cast<double>(given_count_)))
+      fail("OUT_OF_BOUNDS", "selection.offsets[%lld] is %g; expected 0 to %lld", static_cast<long long>(i), offset,
+           static_cast<long long>(given_count_));
+    offsets_.push_back(static_cast<int64_t>(offset));
+  }
+  desc.size = sizeof desc;
+  desc.tokens = tokens_.data();
+  desc.capacity = given_count_;
+  desc.offsets = offsets_.data();
+}
+
 }  // namespace laprox::addon

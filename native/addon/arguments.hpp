@@ -150,6 +150,24 @@ class SelectRuleArguments {
   std::vector<lpx_range> pinned_;
 };
 
+// Tokens and offsets are copied before they are used: JavaScript may change its own while the call runs.
+class SelectionArguments {
+ public:
+  SelectionArguments(Section section, int64_t segments);
+  SelectionArguments(const SelectionArguments&) = delete;
+  SelectionArguments& operator=(const SelectionArguments&) = delete;
+  void copy();
+  lpx_selection desc{};
+
+ private:
+  const int32_t* given_tokens_;
+  int64_t given_count_;
+  const double* given_offsets_;
+  int64_t segments_;
+  std::vector<int32_t> tokens_;
+  std::vector<int64_t> offsets_;
+};
+
 // Four planes: key, value, position, value norm.
 void read_planes(Section& section, lpx_dtype dtype, lpx_cache_layer& layer);
 

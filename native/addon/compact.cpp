@@ -9,48 +9,6 @@
 namespace laprox::addon {
 namespace {
 
-// Tokens and offsets are copied before they are used: JavaScript may change its own while the call runs.
-class SelectionArguments {
- public:
-  SelectionArguments(Section section, int64_t segments) {
-    const Buffer* tokens = section.buffer();
-    const Buffer* offsets = section.buffer();
-    if (tokens == nullptr || offsets == nullptr) fail("INVALID_ARGUMENT", "a selection has no tokens or no offsets");
-    given_count_ = tokens->bytes / 4;
-    given_tokens_ = elements<int32_t>(*tokens, 0, given_count_);
-    given_offsets_ = elements<double>(*offsets, 0, segments + 1);
-    segments_ = segments;
-  }
-  SelectionArguments(const SelectionArguments&) = delete;
-  SelectionArguments& operator=(const SelectionArguments&) = delete;
-
-  void copy() {
-    tokens_.assign(given_tokens_, given_tokens_ + given_count_);
-    offsets_.reserve(static_cast<size_t>(segments_) + 1);
-    for (int64_t i = 0; i <= segments_; ++i) {
-      const double offset = given_offsets_[i];
-      if (!(offset >= 0 && offset <= static_cast<double>(given_count_)))
-        fail("OUT_OF_BOUNDS", "selection.offsets[%lld] is %g; expected 0 to %lld", static_cast<long long>(i), offset,
-             static_cast<long long>(given_count_));
-      offsets_.push_back(static_cast<int64_t>(offset));
-    }
-    desc.size = sizeof desc;
-    desc.tokens = tokens_.data();
-    desc.capacity = given_count_;
-    desc.offsets = offsets_.data();
-  }
-
-  lpx_selection desc{};
-
- private:
-  const int32_t* given_tokens_;
-  int64_t given_count_;
-  const double* given_offsets_;
-  int64_t segments_;
-  std::vector<int32_t> tokens_;
-  std::vector<int64_t> offsets_;
-};
-
 class CompactJob : public Job {
  public:
   CompactJob(const Napi::CallbackInfo& info, const std::shared_ptr<Device>& device)

@@ -2,6 +2,7 @@
 // which checks for itself: the memory it reads is not the host's.
 #include <algorithm>
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "core/compaction.hpp"
 #include "core/cuda.hpp"
 #include "core/score_rule.hpp"
+#include "core/selection.hpp"
 #include "core/status.hpp"
 
 using namespace laprox;
@@ -102,6 +104,39 @@ struct CheckedInputs {
   Cache cache;
   std::unique_ptr<Window> window;
   std::unique_ptr<ScoreInputs> inputs;
+};
+
+// The same of a fidelity.
+struct CheckedFidelity {
+  CheckedFidelity(const lpx_model* model, const lpx_cache* cache_desc, const lpx_window* window_desc, int32_t ahead, const lpx_selection* selection)
+      : shape(shape_of(model)), cache(cache_desc), window(checked_window(window_desc, ahead)) {
+    check_selection(cache, selection);
+    inputs = std::make_unique<FidelityInputs>(FidelityInputs{shape, cache, window, *selection});
+  }
+
+  const ModelShape& shape;
+  Cache cache;
+  Window window;
+  std::unique_ptr<FidelityInputs> inputs;
+
+ private:
+  static const ModelShape& shape_of(const lpx_model* model) {
+    if (checked(model).cuda != nullptr)
+      fail(LPX_UNSUPPORTED,
+           "fidelity is computed on CPU devices: create a model on one, and hand over copies of the cache, the queries and the selection");
+    for (size_t i = 0; i < model->shape->layers.size(); ++i)
+      if (!model->shape->layers[i].projection) fail(LPX_UNSUPPORTED, "fidelity needs the output projection, and layer %zu of the model has none", i);
+    return *model->shape;
+  }
+
+  Window checked_window(const lpx_window* desc, int32_t ahead) const {
+    shape.check(cache.desc());
+    if (ahead < 0) fail(LPX_INVALID_ARGUMENT, "ahead is %d; expected 0 or more", ahead);
+    for (int64_t i = 0; i < cache.segments().count(); ++i)
+      if (const int32_t context = cache.context(cache.segments().at(i)); context > INT32_MAX - ahead)
+        fail(LPX_INVALID_ARGUMENT, "ahead is %d; expected at most %d, behind %d tokens", ahead, INT32_MAX - context, context);
+    return Window(desc, shape, cache.desc(), ahead);
+  }
 };
 
 // The scores a cache would have, with positions but without data.
@@ -460,6 +495,31 @@ lpx_status lpx_select_cache(lpx_model* model, const lpx_cache* cache, const lpx_
     check_workspace(checked_call, model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule));
     model->open->backend->select_cache(*checked_inputs.inputs, *layout.layout, *select_rule, parts, *out, result, checked_call);
     deliver(result, report);
+  });
+}
+
+lpx_status lpx_fidelity_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, int32_t ahead,
+                                  const lpx_selection* selection, int64_t* bytes) {
+  return guarded([&] {
+    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
+    const CheckedFidelity fidelity(model, cache, window, ahead, selection);
+    *bytes = model->open->backend->fidelity_workspace(*fidelity.inputs);
+  });
+}
+
+lpx_status lpx_fidelity(lpx_model* model, const lpx_cache* cache, const lpx_window* window, int32_t ahead, const lpx_selection* selection,
+                        double* out, const lpx_call* call) {
+  return guarded([&] {
+    const CheckedFidelity fidelity(model, cache, window, ahead, selection);
+    if (out == nullptr) fail(LPX_INVALID_ARGUMENT, "out is NULL");
+    const lpx_call checked_call = checked(call);
+    const std::lock_guard<std::mutex> turn(model->open->turn);
+    check_workspace(checked_call, model->open->backend->fidelity_workspace(*fidelity.inputs));
+    model->open->backend->fidelity(*fidelity.inputs, out, checked_call);
+    for (int i = 0; i < cache->layers; ++i)
+      if (!std::isfinite(out[2 * i]) || !std::isfinite(out[2 * i + 1]))
+        fail(LPX_NON_FINITE, "the output of layer %d is not finite: its queries, keys or values have NaN, infinity or numbers too large for float32",
+             i);
   });
 }
 

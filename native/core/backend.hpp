@@ -25,6 +25,13 @@ struct ScoreInputs {
   const lpx_score_rule& rule;
 };
 
+struct FidelityInputs {
+  const ModelShape& model;
+  const Cache& cache;
+  const Window& window;
+  const lpx_selection& selection;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -45,6 +52,9 @@ class Backend {
   virtual int64_t select_cache_workspace(const ScoreInputs& inputs, const ScoreLayout& layout, const lpx_select_rule& rule) = 0;
   virtual void select_cache(const ScoreInputs& inputs, const ScoreLayout& layout, const lpx_select_rule& rule, const std::vector<Part>& parts,
                             const lpx_selection& out, lpx_report& report, const lpx_call& call) = 0;
+
+  virtual int64_t fidelity_workspace(const FidelityInputs& inputs) = 0;
+  virtual void fidelity(const FidelityInputs& inputs, double* out, const lpx_call& call) = 0;
 
   virtual int64_t compact_workspace(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target) = 0;
   virtual void compact(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, const lpx_call& call) = 0;

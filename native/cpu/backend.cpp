@@ -9,6 +9,7 @@
 #include "core/status.hpp"
 #include "cpu/compaction.hpp"
 #include "cpu/factors.hpp"
+#include "cpu/fidelity.hpp"
 #include "cpu/pruning.hpp"
 #include "cpu/ranking.hpp"
 #include "cpu/scoring.hpp"
@@ -144,6 +145,19 @@ void CpuBackend::select_cache(const ScoreInputs& inputs, const ScoreLayout& layo
   Workspace workspace(call, scratch_, select_cache_workspace(inputs, layout, rule));
   Pruning pruning(workspace, inputs, layout, rule, kernels_, pool_.threads());
   pruning.run(pool_, parts, out, report, call);
+}
+
+int64_t CpuBackend::fidelity_workspace(const FidelityInputs& inputs) {
+  Workspace measured;
+  const Fidelity fidelity(measured, inputs, kernels_, pool_.threads());
+  return measured.bytes();
+}
+
+void CpuBackend::fidelity(const FidelityInputs& inputs, double* out, const lpx_call& call) {
+  Workspace workspace(call, scratch_, fidelity_workspace(inputs));
+  Fidelity fidelity(workspace, inputs, kernels_, pool_.threads());
+  Progress progress(call, fidelity.work());
+  fidelity.run(pool_, out, progress);
 }
 
 int64_t CpuBackend::compact_workspace(const Cache&, const lpx_selection&, const lpx_compaction&) { return 0; }

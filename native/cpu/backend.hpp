@@ -24,6 +24,8 @@ class CpuBackend final : public Backend {
   int64_t select_cache_workspace(const ScoreInputs& inputs, const ScoreLayout& layout, const lpx_select_rule& rule) override;
   void select_cache(const ScoreInputs& inputs, const ScoreLayout& layout, const lpx_select_rule& rule, const std::vector<Part>& parts,
                     const lpx_selection& out, lpx_report& report, const lpx_call& call) override;
+  int64_t fidelity_workspace(const FidelityInputs& inputs) override;
+  void fidelity(const FidelityInputs& inputs, double* out, const lpx_call& call) override;
   int64_t compact_workspace(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target) override;
   void compact(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, const lpx_call& call) override;
 

@@ -6,6 +6,7 @@ import {
   compact,
   Device,
   evict,
+  fidelity,
   KvCache,
   type LaproxErrorCode,
   policies,
@@ -159,6 +160,22 @@ onGpu('a call on a GPU', () => {
     expect(chosen.location).toBe('cuda')
     await refuses(() => chosen.tokens, 'DEVICE_MISMATCH', /await selection.to\('cpu'\)/)
     await refuses(() => chosen.kept(0, 0, 0), 'DEVICE_MISMATCH', /tokens of the selection/)
+  })
+
+  it('refuses fidelity, and says where it is computed', async () => {
+    const { model, cache, window, policy } = await setUp()
+    const selection = await selectFrom(model, cache, window, policy)
+    await refuses(
+      () => fidelity(model, cache, selection, window),
+      'UNSUPPORTED',
+      /^fidelity is computed on CPU devices, and the model is on .*to\('cpu'\)/,
+    )
+    const host = await setUp(cpu)
+    const kept = await selection.to('cpu')
+    await refuses(() => fidelity(host.model, cache, kept, host.window), 'DEVICE_MISMATCH', /another device than the model/)
+    await refuses(() => fidelity(host.model, host.cache, selection, host.window), 'DEVICE_MISMATCH', /await selection.to\('cpu'\)/)
+    await refuses(() => fidelity(host.model, host.cache, kept, window), 'DEVICE_MISMATCH', /^queries\[0\] .* await tensor.to\('cpu'\)/)
+    expect((await fidelity(host.model, host.cache, kept, host.window)).window).toBeGreaterThan(0)
   })
 
   it('refuses rows that are not aligned', async () => {

@@ -3,6 +3,7 @@ import { drawShape, makeProblem } from '../support/problem.js'
 import { Random } from '../support/random.js'
 import { float32, float64, norm2 } from './arithmetic.js'
 import { attention, layerOutput, segmentOf } from './attention.js'
+import { continued, fidelity, relativeError } from './fidelity.js'
 import { groupSize, type Layer, type Problem } from './problem.js'
 import { scores } from './score.js'
 import { type Ranking, select } from './select.js'
@@ -88,6 +89,18 @@ describe('the oracle, by hand', () => {
     expectClose(scoresOf(problem, grid), [7 / 4, 42 / 4])
     expectClose(scoresOf(problem, { ...grid, value: 'l1' }), [1 / 4, 6 / 4])
     expectClose(scoresOf(problem, { ...grid, attention: 'none', value: 'projected-l2' }), [5, 10])
+  })
+
+  it('measures what keeping changes, over the window and later queries', () => {
+    // a = 1/4, 3/4; v = 1, -2; W = (3, 4); o = -5/4, and 1 where the first is kept.
+    const problem = tiny([0, Math.log(3)], [1, -2], [1])
+    expect(fidelity(problem, [[0]])).toEqual([{ change: expect.closeTo((25 * 81) / 16, 12), output: expect.closeTo((25 * 25) / 16, 12) }])
+    expect(relativeError(fidelity(problem, [[0]]))).toBeCloseTo(9 / 5, 12)
+    expect(relativeError(fidelity(problem, [[]]))).toBe(1)
+    expect(relativeError(fidelity(problem, [[0, 1]]))).toBe(0)
+    // The next query but one no longer sees the first token.
+    const next = continued(tiny([0, 0], [1, -2], [1], { slidingWindow: 3 }), 2, [[Float64Array.of(1, 1)]])
+    expect(fidelity(next, [[1]])).toEqual([{ change: expect.closeTo(25 * (9 / 4), 12), output: expect.closeTo(25 * (1 / 4 + 4), 12) }])
   })
 
   it('takes attention statistics over the rows that exist', () => {

@@ -208,8 +208,8 @@ typedef struct lpx_model lpx_model;
 /*
  * Computes, for each (layer, KV head), the block-triangular factor of its stacked W_h slices and an upper bound of the
  * largest singular value of each slice. Costs D * (R*d)^2 multiply-adds a KV head. On a CPU device the projections stay where
- * they are and must stay readable while the model lives (projected l1 norms read them); on a CUDA device they are only read
- * here. NON_FINITE where a weight is not finite.
+ * they are and must stay readable while the model lives (projected l1 norms and lpx_fidelity read them); on a CUDA device they
+ * are only read here. NON_FINITE where a weight is not finite.
  */
 LAPROX_API lpx_status lpx_model_create(lpx_device* device, const lpx_model_desc* desc, const lpx_call* call, lpx_model** model);
 LAPROX_API void lpx_model_destroy(lpx_model* model);
@@ -465,6 +465,28 @@ LAPROX_API lpx_status lpx_select_cache_workspace(const lpx_model* model, const l
                                                  const lpx_score_rule* score_rule, const lpx_select_rule* select_rule, int64_t* bytes);
 LAPROX_API lpx_status lpx_select_cache(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
                                        const lpx_select_rule* select_rule, const lpx_selection* out, lpx_report* report, const lpx_call* call);
+
+/* ---------------------------------------------------------------- fidelity */
+
+/*
+ * How far the layers' outputs move where only a selection is kept: for each layer, over all sequences and the rows of `window`,
+ *   out[2 * layer]     = || O_kept - O ||_F^2
+ *   out[2 * layer + 1] = || O ||_F^2
+ * with O = sum over query heads of a_h V W_h the output of attention over the cache as it is, and O_kept that of attention over
+ * the kept tokens alone: each softmax is over the tokens its query sees, and the layer's sink logit. A query that sees no token has
+ * the output 0.
+ *
+ * `ahead` is how far behind the last token that was read the last row of the window stands: row r is at position
+ * n + ahead - rows + r. 0 is the observation window; k, with k rows, are the k queries that come next. What those see of tokens
+ * that are no longer, or not yet, in the cache is in neither output. A log-sum-exp of the window is not needed, and not read.
+ *
+ * UNSUPPORTED for models of a CUDA device, and where a layer has no projection; NON_FINITE where an output is not finite. CPU
+ * devices read the projections where the caller keeps them.
+ */
+LAPROX_API lpx_status lpx_fidelity_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, int32_t ahead,
+                                             const lpx_selection* selection, int64_t* bytes);
+LAPROX_API lpx_status lpx_fidelity(lpx_model* model, const lpx_cache* cache, const lpx_window* window, int32_t ahead, const lpx_selection* selection,
+                                   double* out, const lpx_call* call);
 
 /* ---------------------------------------------------------------- compaction */
 
