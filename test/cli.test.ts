@@ -9,7 +9,7 @@ import { run } from '../lib/cli/program.js'
 import { Progress } from '../lib/cli/progress.js'
 import { bytes, duration, table } from '../lib/cli/table.js'
 import { timing } from '../lib/cli/timing.js'
-import { evict, policies, presetNames, readCapture, readSafetensors, writeSafetensors } from '../lib/index.js'
+import { evict, fidelity, policies, presetNames, readCapture, readSafetensors, writeSafetensors } from '../lib/index.js'
 import { captureMetadata, captureTensors } from './support/capture.js'
 
 const main = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
@@ -52,8 +52,8 @@ async function laprox(args: readonly string[], { tty = false, signal = new Abort
 }
 
 /** Runs a command line in its own, with pipes. */
-function spawnLaprox(args: readonly string[]) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], { encoding: 'utf8' })
+function spawnLaprox(args: readonly string[], env: Readonly<Record<string, string>> = {}) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], { encoding: 'utf8', env: { ...process.env, ...env } })
   return { code: status, out: stdout, err: stderr }
 }
 
@@ -70,6 +70,14 @@ describe('the executable', () => {
     expect(code).toBe(0)
     for (const command of ['info', 'evict', 'compare', 'bench']) expect(out).toContain(`\n  ${command} `)
     expect(spawnLaprox([])).toMatchObject({ code: 2, out: '', err: expect.stringContaining('Usage: laprox') })
+  })
+
+  it('says what to do where the native library is missing, and its version all the same', () => {
+    const env = { LAPROX_NATIVE_PATH: join(folder, 'nowhere.node') }
+    const { code, out, err } = spawnLaprox(['info'], env)
+    expect({ code, out }).toEqual({ code: 1, out: '' })
+    expect(err).toMatch(/^error: laprox's native library could not be loaded.*LAPROX_NATIVE_PATH is set.*\(NATIVE_MISSING\)\n$/s)
+    expect(spawnLaprox(['--version'], env).code).toBe(0)
   })
 
   it('ends quietly when nobody reads on', async () => {
@@ -130,6 +138,23 @@ describe('laprox evict', () => {
     })
     expect(json.ms).toBeGreaterThan(0)
   })
+
+  it('tells how far the output moves', async () => {
+    using read = await readCapture(capture)
+    const { model, cache, window, later } = read
+    const { selection } = await evict(model, cache, window, policies.laprox({ keep: 0.3 }))
+    const expected = await fidelity(model, cache, selection, window, { later })
+    expect(JSON.parse((await laprox(['evict', capture, '--keep', '30%', '--json'])).out).fidelity).toEqual(expected)
+    const { out } = await laprox(['evict', capture, '--keep', '30%'])
+    expect(out).toMatch(/\noutput error +[\d.]+ % over the last 32 queries \(layer [01]: [\d.]+ %\), [\d.]+ % over 4 later ones \(layer/)
+  })
+
+  it('does without later queries and with one layer', async () => {
+    const small = join(folder, 'small.safetensors')
+    await writeSafetensors(small, captureTensors({ layers: 1 }), captureMetadata)
+    expect((await laprox(['evict', small, '--keep', '30%'])).out).toMatch(/\noutput error +[\d.]+ % over the last 32 queries\n$/)
+    expect((await laprox(['compare', small, '--keep', '30%'])).out).toMatch(/over the last 32 queries\.\n/)
+  })
 })
 
 describe('laprox compare', () => {
@@ -157,11 +182,14 @@ describe('laprox compare', () => {
     expect(overlaps[1].shares[0][0]).toBe(1)
     expect(overlaps[1].shares[0][1]).toBe(both / a.size)
     expect(overlaps[1].shares[1][0]).toBe(both / b.size)
+    const { selection } = await evict(model, cache, window, policies.knorm({ keep: 0.5 }))
+    expect(results[4].fidelity).toEqual(await fidelity(model, cache, selection, window, { later: read.later }))
   })
 
   it('prints tables', async () => {
     const { out } = await laprox([...line, capture])
-    expect(out).toMatch(/\nlaprox 30 % +360 /)
+    expect(out).toMatch(/\nlaprox 30 % +360 +[\d.]+ % +[\d.]+ % /)
+    expect(out).toContain("\nError: of the layers' outputs, relative to the full cache's, over the last 32 queries, and over 4 later ones.\n")
     expect(out).toContain('Of the 50 % that each row keeps, the share that the column keeps, too:')
     expect((await laprox(['compare', capture, '--policy', 'random', '--keep', '30%'])).out).not.toContain('Of the')
   })

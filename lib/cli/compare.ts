@@ -1,9 +1,10 @@
 import { Command, Option } from 'commander'
 import { evict } from '../evict.js'
+import type { Fidelity } from '../fidelity.js'
 import { type Policy, type PresetName, policy as preset } from '../policy.js'
 import type { Selection, SelectReport } from '../selection.js'
 import { readCount, readList, readPolicyName, readShare } from './options.js'
-import { type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
+import { type CaptureFacts, captureHelp, type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
 import { count, duration, percent, table } from './table.js'
 import { printJson, type Terminal, watch } from './terminal.js'
 
@@ -21,12 +22,13 @@ interface Result {
   /** Of an eviction, the second of two: the first pays for memory. */
   readonly ms: number
   readonly selection: Selection
+  readonly fidelity: Fidelity
 }
 
 export function compareCommand(terminal: Terminal): Command {
   const command = new Command('compare')
     .description('compares policies on a captured cache: what they keep, what that does to the output, how long they take')
-    .argument('<capture>', 'a safetensors file with a cache: docs/captures.md says what it holds')
+    .argument('<capture>', 'a file with a captured cache: see below')
     .addOption(new Option('--keep <shares>', 'how much of the cache to keep, as 5%,10%').argParser(readList(readShare)).default([0.05], '5%'))
     .addOption(
       new Option('--policy <names>', 'what to compare, separated by commas')
@@ -35,6 +37,7 @@ export function compareCommand(terminal: Terminal): Command {
     )
     .option('--window <rows>', 'last queries that the policies look at, up to 128 (default: their own)', readCount)
   return deviceOptions(command)
+    .addHelpText('after', captureHelp)
     .addHelpText('after', '\nExample:\n  laprox compare prompt.safetensors --policy laprox,snapkv,adakv --keep 5%,10%')
     .action((file: string, options: Options) => comparePolicies(file, options, terminal))
 }
@@ -50,19 +53,19 @@ async function comparePolicies(file: string, options: Options, terminal: Termina
     printJson(terminal, {
       capture: session.facts(),
       device: deviceFacts(session.device),
-      results: results.map(({ policy, keep, report, ms }) => ({ policy, keep, report, ms })),
+      results: results.map(({ selection: _, ...result }) => result),
       overlaps: overlaps.map(({ keep, matrix }) => ({ keep, policies: options.policy, shares: matrix })),
     })
     return
   }
-  const blocks = [table(session.rows(), Number.POSITIVE_INFINITY), resultTable(results)]
+  const blocks = [table(session.rows(), Number.POSITIVE_INFINITY), resultTable(results, session.facts())]
   if (options.policy.length > 1) blocks.push(...overlaps.map(({ keep, matrix }) => overlapTable(keep, options.policy, matrix)))
   terminal.stdout.write(`${blocks.join('\n\n')}\n`)
 }
 
 async function run(session: Session, policy: Policy, terminal: Terminal): Promise<Omit<Result, 'policy' | 'keep'>> {
   const { model, cache, window } = session.capture
-  const once = async (): Promise<Omit<Result, 'policy' | 'keep'>> => {
+  const once = async (): Promise<Pick<Result, 'ms' | 'report' | 'selection'>> => {
     const begun = performance.now()
     const evicted = await watch(terminal, policy.name, (hooks) => evict(model, cache, window, policy, hooks))
     const ms = performance.now() - begun
@@ -73,7 +76,8 @@ async function run(session: Session, policy: Policy, terminal: Terminal): Promis
   first.selection.dispose()
   const second = await once()
   using there = second.selection
-  return { ...second, selection: await there.to('cpu', { signal: terminal.signal }) }
+  const selection = await there.to('cpu', { signal: terminal.signal })
+  return { ...second, selection, fidelity: await session.fidelity(selection, terminal) }
 }
 
 /** Of what each keeps, the share that each of the others keeps, too. */
@@ -98,17 +102,21 @@ function shared(a: Selection, b: Selection): number {
   return both
 }
 
-function resultTable(results: readonly Result[]): string {
-  return table([
-    ['', 'kept', 'candidates', 'time', 'score', 'select'],
-    ...results.map(({ policy, keep, report, ms }) => [
+function resultTable(results: readonly Result[], { queries, laterQueries }: CaptureFacts): string {
+  const rows = table([
+    ['', 'kept', 'error', 'later error', 'candidates', 'time', 'score', 'select'],
+    ...results.map(({ policy, keep, report, fidelity, ms }) => [
       `${policy.name} ${percent(keep)}`,
       count(report.kept),
+      percent(fidelity.window),
+      fidelity.later === undefined ? '' : percent(fidelity.later),
       report.path === 'pruned' ? percent(report.candidates / report.entries) : 'all',
       duration(ms),
       ...(report.msScore > 0 ? [duration(report.msScore), duration(report.msSelect)] : ['', '']),
     ]),
   ])
+  const later = laterQueries === 0 ? '' : `, and over ${laterQueries} later ones`
+  return `${rows}\nError: of the layers' outputs, relative to the full cache's, over the last ${queries} queries${later}.`
 }
 
 function overlapTable(keep: number, names: readonly string[], matrix: readonly (readonly number[])[]): string {

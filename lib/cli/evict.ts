@@ -5,7 +5,7 @@ import { checkReplaceable } from '../file.js'
 import { type Policy, type PresetName, policy as preset, type Scope } from '../policy.js'
 import { writeKept } from './kept.js'
 import { readCount, readPolicyName, readShare } from './options.js'
-import { type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
+import { captureHelp, type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
 import { bytes, count, duration, percent, table } from './table.js'
 import { printJson, type Terminal, watch } from './terminal.js'
 
@@ -20,13 +20,14 @@ interface Options extends DeviceOptions {
 export function evictCommand(terminal: Terminal): Command {
   const command = new Command('evict')
     .description('evicts from a captured cache: writes what a policy keeps of it, and a report')
-    .argument('<capture>', 'a safetensors file with a cache: docs/captures.md says what it holds')
+    .argument('<capture>', 'a file with a captured cache: see below')
     .addOption(new Option('--keep <share>', 'how much of the cache to keep, as 5% or 0.05').argParser(readShare).default(0.05, '5%'))
     .option('--policy <name>', 'what decides', readPolicyName, 'laprox')
     .option('--window <rows>', 'last queries that the policy looks at, up to 128 (default: its own)', readCount)
     .option('--out <file>', 'write the kept rows there, as safetensors')
     .option('--report <file>', 'write an HTML page there that shows what was kept')
   return deviceOptions(command)
+    .addHelpText('after', captureHelp)
     .addHelpText('after', '\nExample:\n  laprox evict prompt.safetensors --keep 5% --policy laprox --out kept.safetensors --report report.html')
     .action(async (file: string, options: Options) => {
       checkOutputs(command, file, options)
@@ -61,19 +62,22 @@ async function evictCapture(file: string, options: Options, terminal: Terminal):
   const evicted = await watch(terminal, 'evicting', (hooks) => evict(capture.model, capture.cache, capture.window, policy, hooks))
   const ms = performance.now() - begun
   using kept = evicted.cache
-  using _selection = evicted.selection
+  using selection = evicted.selection
   const { report } = evicted
   if (out !== undefined) {
     const from = { capture: basename(file), model: capture.name, policy, contextLength: capture.cache.lengths(0)[0]! }
     await writeKept(out, kept, from, { signal: terminal.signal })
   }
 
+  const errors = await session.fidelity(selection, terminal)
+
   if (options.json) {
-    const facts = { capture: session.facts(), device: deviceFacts(device), policy, report, ms }
+    const facts = { capture: session.facts(), device: deviceFacts(device), policy, report, fidelity: errors, ms }
     printJson(terminal, { ...facts, ...(out === undefined ? {} : { out }) })
     return
   }
-  terminal.stdout.write(`${table([...session.rows(), ...reportRows(policy, report, ms)], Number.POSITIVE_INFINITY)}\n`)
+  const rows = [...session.rows(), ...reportRows(policy, report, ms), ['output error', session.describeErrors(errors)]]
+  terminal.stdout.write(`${table(rows, Number.POSITIVE_INFINITY)}\n`)
 }
 
 const scopes: Readonly<Record<Scope, string>> = { model: 'one budget for the model', layer: 'a budget a layer', head: 'a budget a head' }

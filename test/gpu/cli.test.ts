@@ -35,8 +35,12 @@ async function json(...args: string[]) {
 onGpu('the command line', () => {
   it('laprox evict keeps rows of a capture by way of the GPU', async () => {
     const out = join(folder, 'kept.safetensors')
-    const { device, report } = await json('evict', capture, '--keep', '30%', '--out', out)
+    const { device, report, fidelity } = await json('evict', capture, '--keep', '30%', '--out', out)
     expect(device.name).toBe('cuda:0')
+    // Computed on the CPU.
+    expect(fidelity.layers).toHaveLength(2)
+    // Computed on the CPU.
+    expect(fidelity.layers).toHaveLength(2)
     expect(report).toMatchObject({ entries: 1200, kept: 360 })
     const kept = (await readSafetensors(out)).tensors as ReadonlyMap<string, Tensor<'bfloat16'>>
     let rows = 0
