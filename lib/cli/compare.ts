@@ -104,12 +104,12 @@ function shared(a: Selection, b: Selection): number {
 
 function resultTable(results: readonly Result[], { queries, laterQueries }: CaptureFacts): string {
   const rows = table([
-    ['', 'kept', 'error', 'later error', 'candidates', 'time', 'score', 'select'],
+    ['', 'kept', 'error', ...(laterQueries === 0 ? [] : ['later error']), 'candidates', 'time', 'score', 'select'],
     ...results.map(({ policy, keep, report, fidelity, ms }) => [
       `${policy.name} ${percent(keep)}`,
       count(report.kept),
       percent(fidelity.window),
-      fidelity.later === undefined ? '' : percent(fidelity.later),
+      ...(fidelity.later === undefined ? [] : [percent(fidelity.later)]),
       report.path === 'pruned' ? percent(report.candidates / report.entries) : 'all',
       duration(ms),
       ...(report.msScore > 0 ? [duration(report.msScore), duration(report.msSelect)] : ['', '']),
