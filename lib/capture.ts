@@ -3,6 +3,7 @@ import type { CallOptions } from './call.js'
 import { object } from './check.js'
 import { type Device, sharedDevice } from './device.js'
 import { closest, LaproxError, show, suggest, throwIfAborted } from './errors.js'
+import type { FidelityOptions } from './fidelity.js'
 import { AttentionModel, type PerLayer } from './model.js'
 import { readSafetensors, readSafetensorsHeader, type SafetensorsEntry } from './safetensors.js'
 import { type FloatType, type Tensor, toFloat32 } from './tensor.js'
@@ -39,12 +40,14 @@ export interface CaptureOptions extends Pick<CallOptions, 'signal' | 'progress'>
 export class Capture implements Disposable {
   /** What the model is called, where the file says. */
   readonly name: string | undefined
+  /** The attention of the model, on the device that was asked for. */
   readonly model: AttentionModel
+  /** What it had in its cache, there too. */
   readonly cache: KvCache
   /** The last queries of the prompt. */
   readonly window: Window
-  /** Per layer [H, k, d] the queries that came after the prompt, at the positions that follow it. */
-  readonly later: { readonly queries: readonly Tensor[] } | undefined
+  /** The queries that came after the prompt, where the file has them. */
+  readonly later: FidelityOptions['later']
   /** The text of each token of the prompt. */
   readonly tokens: readonly string[] | undefined
   readonly #tensors: readonly Tensor[]
@@ -67,6 +70,7 @@ export class Capture implements Disposable {
     for (const tensor of this.#tensors) tensor.dispose()
   }
 
+  /** What `using` calls: {@link Capture.dispose}. */
   [Symbol.dispose](): void {
     this.dispose()
   }
