@@ -65,8 +65,8 @@ const npm = (args, cwd) =>
 
 function checkContents(packed) {
   const paths = packed.files.map(({ path }) => path)
-  const files = ['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/report/page.html']
-  for (const wanted of [...files, `prebuilds/${target}/laprox.node`, 'LICENSE', 'package.json'])
+  const built = ['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/report/page.html']
+  for (const wanted of [...built, `prebuilds/${target}/laprox.node`, 'LICENSE', 'package.json'])
     if (!paths.includes(wanted)) throw new Error(`the package lacks ${wanted}`)
   const stray = paths.filter(
     (path) => !/^(dist|lib|prebuilds)\/|^(package\.json|LICENSE|README\.md|CHANGELOG\.md)$/.test(path) || path.includes('tsbuildinfo'),

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -147,6 +147,16 @@ describe('laprox evict', () => {
     expect(JSON.parse((await laprox(['evict', capture, '--keep', '30%', '--json'])).out).fidelity).toEqual(expected)
     const { out } = await laprox(['evict', capture, '--keep', '30%'])
     expect(out).toMatch(/\noutput error +[\d.]+ % over the last 32 queries \(layer [01]: [\d.]+ %\), [\d.]+ % over 4 later ones \(layer/)
+  })
+
+  it('writes a page that shows what was kept', async () => {
+    const page = join(folder, 'report.html')
+    const { code, out } = await laprox(['evict', capture, '--keep', '30%', '--report', page])
+    expect(code).toBe(0)
+    expect(out).toMatch(/\nreport +.*report\.html, \d+ kB\n$/)
+    expect(await readFile(page, 'utf8')).toContain('<title>What laprox keeps of tiny</title>')
+    const json = JSON.parse((await laprox(['evict', capture, '--keep', '30%', '--report', page, '--json'])).out)
+    expect(json.page).toMatchObject({ file: page, thinned: [] })
   })
 
   it('does without later queries and with one layer', async () => {

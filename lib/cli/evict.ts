@@ -1,11 +1,16 @@
 import { basename, resolve } from 'node:path'
 import { Command, Option } from 'commander'
 import { type EvictReport, evict } from '../evict.js'
+import type { Fidelity } from '../fidelity.js'
 import { checkReplaceable } from '../file.js'
 import { type Policy, type PresetName, policy as preset, type Scope } from '../policy.js'
+import { type ReportSummary, writeReport } from '../report/report.js'
+import { score } from '../score.js'
+import type { Selection } from '../selection.js'
 import { writeKept } from './kept.js'
 import { readCount, readPolicyName, readShare } from './options.js'
-import { captureHelp, type DeviceOptions, deviceFacts, deviceOptions, Session } from './session.js'
+import { packageVersion } from './package.js'
+import { captureHelp, type DeviceOptions, describeDevice, deviceFacts, deviceOptions, Session } from './session.js'
 import { bytes, count, duration, percent, table } from './table.js'
 import { printJson, type Terminal, watch } from './terminal.js'
 
@@ -70,14 +75,41 @@ async function evictCapture(file: string, options: Options, terminal: Terminal):
   }
 
   const errors = await session.fidelity(selection, terminal)
+  const summary = page === undefined ? undefined : await writePage(page, session, { policy, selection, report, errors }, terminal)
 
   if (options.json) {
     const facts = { capture: session.facts(), device: deviceFacts(device), policy, report, fidelity: errors, ms }
-    printJson(terminal, { ...facts, ...(out === undefined ? {} : { out }) })
+    printJson(terminal, { ...facts, ...(out === undefined ? {} : { out }), ...(summary === undefined ? {} : { page: { file: page, ...summary } }) })
     return
   }
   const rows = [...session.rows(), ...reportRows(policy, report, ms), ['output error', session.describeErrors(errors)]]
+  if (summary !== undefined) rows.push(['report', `${page}, ${bytes(summary.bytes)}`], ...summary.thinned.map((sentence) => ['', sentence]))
   terminal.stdout.write(`${table(rows, Number.POSITIVE_INFINITY)}\n`)
+}
+
+/** What an eviction came to. */
+interface Outcome {
+  readonly policy: Policy
+  readonly selection: Selection
+  readonly report: EvictReport
+  readonly errors: Fidelity
+}
+
+/** Writes the HTML page, with every score: their distribution is in it. */
+async function writePage(file: string, session: Session, { policy, selection, report, errors }: Outcome, terminal: Terminal): Promise<ReportSummary> {
+  const { model, cache, window, name, tokens } = session.capture
+  const { signal } = terminal
+  using there = await watch(terminal, 'every score', (hooks) => score(model, cache, window, policy, hooks))
+  return writeReport(file, {
+    title: `What ${policy.name} keeps of ${name ?? basename(session.file)}`,
+    policy,
+    selection: await selection.to('cpu', { signal }),
+    report,
+    scores: await there.to('cpu', { signal }),
+    fidelity: errors,
+    tokens,
+    facts: { Capture: session.file, ...(name === undefined ? {} : { Model: name }), Device: describeDevice(session.device), laprox: packageVersion },
+  })
 }
 
 const scopes: Readonly<Record<Scope, string>> = { model: 'one budget for the model', layer: 'a budget a layer', head: 'a budget a head' }

@@ -35,7 +35,9 @@ async function json(...args: string[]) {
 onGpu('the command line', () => {
   it('laprox evict keeps rows of a capture by way of the GPU', async () => {
     const out = join(folder, 'kept.safetensors')
-    const { device, report, fidelity } = await json('evict', capture, '--keep', '30%', '--out', out)
+    const page = join(folder, 'report.html')
+    const { device, report, fidelity, page: written } = await json('evict', capture, '--keep', '30%', '--out', out, '--report', page)
+    expect(written).toMatchObject({ file: page, thinned: [] })
     expect(device.name).toBe('cuda:0')
     // Computed on the CPU.
     expect(fidelity.layers).toHaveLength(2)
