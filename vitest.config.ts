@@ -10,6 +10,7 @@ export default defineConfig({
     coverage: {
       provider: 'v8',
       include: ['lib/**/*.ts'],
+      exclude: ['lib/report/page/**'], // runs in a browser
       reporter: ['text', 'json-summary'],
       thresholds: { lines: 95 },
     },

@@ -1,7 +1,7 @@
 import { compact as compactCache, Device, KvCache, policies, Scores, type Selection, select, Tensor } from 'laprox'
+import { Random } from '#lib/cli/random'
 import { llamaShape } from './layer.js'
 import { goal, type Measurement, type Settings, shareOf } from './measurement.js'
-import { Random } from './random.js'
 import { time } from './timing.js'
 import { copyRate, faster } from './yardstick.js'
 

@@ -1,9 +1,9 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout } from 'node:timers/promises'
 import { Device, policies, score } from 'laprox'
+import { generateLayer } from '#lib/cli/synthetic'
 import { describe, llamaShape } from './layer.js'
 import { goal, type Measurement, type Settings } from './measurement.js'
-import { generateLayer } from './synthetic.js'
 import { time } from './timing.js'
 
 /** How long the event loop keeps a timer waiting while a scoring of seconds runs on every core. */

@@ -1,4 +1,4 @@
-import type { LayerShape } from './layer.js'
+import type { LayerShape } from '#lib/cli/synthetic'
 import { Graph } from './onnx.js'
 
 /**

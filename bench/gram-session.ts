@@ -1,7 +1,7 @@
 import { type FloatType, type Tensor as LaproxTensor, toFloat32 } from 'laprox'
 import { InferenceSession, Tensor } from 'onnxruntime-node'
+import type { Layer, LayerShape } from '#lib/cli/synthetic'
 import { gramMatrixGraph, gramScoreGraph } from './gram-graph.js'
-import type { Layer, LayerShape } from './layer.js'
 
 /** The Gram formula on a layer in ONNX Runtime, whose CPU provider takes it in float32. */
 export class GramSession {

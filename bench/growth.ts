@@ -1,8 +1,8 @@
 import { availableParallelism } from 'node:os'
 import { compact, Device, evict, policies, score, select, Tensor } from 'laprox'
-import { describe, jointOperations, type Layer, type LayerShape, llamaShape, shapeOf } from './layer.js'
+import { generateLayer, type Layer, type LayerShape } from '#lib/cli/synthetic'
+import { describe, jointOperations, llamaShape, shapeOf } from './layer.js'
 import type { Measurement, Settings } from './measurement.js'
-import { generateLayer } from './synthetic.js'
 import { type Task, time } from './timing.js'
 
 const stages = ['score', 'evict', 'select', 'compact'] as const

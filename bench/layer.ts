@@ -1,16 +1,5 @@
-import { AttentionModel, type Device, type FloatType, KvCache, readSafetensors, type Tensor, type Window, writeSafetensors } from 'laprox'
-
-/** The sizes of an attention layer and of what it is scored on. */
-export interface LayerShape {
-  readonly queryHeads: number
-  readonly kvHeads: number
-  readonly headDim: number
-  readonly modelDim: number
-  /** Rows of the observation window. */
-  readonly window: number
-  /** Cached tokens. */
-  readonly tokens: number
-}
+import { AttentionModel, type Device, KvCache, readSafetensors, type Window, writeSafetensors } from 'laprox'
+import type { Layer, LayerShape } from '#lib/cli/synthetic'
 
 /** One layer of Llama-3.1-8B. */
 export function llamaShape(tokens: number): LayerShape {
@@ -32,17 +21,6 @@ export function evictionOperations(shape: LayerShape, exactScores: number): numb
   const { queryHeads, kvHeads, headDim, window, tokens } = shape
   const scan = 2 * (queryHeads / kvHeads) * window * headDim + 2 * headDim
   return scan * kvHeads * tokens + (jointOperations(shape) / (kvHeads * tokens)) * exactScores
-}
-
-/** The tensors of an attention layer and of its cache. */
-export interface Layer {
-  /** [queryHeads, window, headDim] */
-  readonly queries: Tensor<FloatType>
-  /** [kvHeads, tokens, headDim] */
-  readonly keys: Tensor<FloatType>
-  readonly values: Tensor<FloatType>
-  /** [modelDim, queryHeads * headDim] */
-  readonly projection: Tensor<FloatType>
 }
 
 export function shapeOf({ queries, keys, projection }: Layer): LayerShape {

@@ -2,9 +2,9 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { readSafetensors, Tensor } from 'laprox'
 import type * as onnx from 'onnxruntime-node'
+import type { Layer } from '#lib/cli/synthetic'
 import { LanguageModel } from '../examples/needle/language-model.js'
 import { readTasks } from '../examples/needle/tasks.js'
-import type { Layer } from './layer.js'
 
 /** The real caches of a small language model, after prompts of about 4,090 tokens: the demo's model and its tasks. */
 export class Needle {

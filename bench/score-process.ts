@@ -1,6 +1,7 @@
 import { Device, policies, score } from 'laprox'
+import type { LayerShape } from '#lib/cli/synthetic'
 import { GramSession } from './gram-session.js'
-import { describe, type LayerShape, readLayer } from './layer.js'
+import { describe, readLayer } from './layer.js'
 import type { Timing } from './measurement.js'
 import { residentMemory } from './memory.js'
 import { time } from './timing.js'

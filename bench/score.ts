@@ -2,11 +2,11 @@ import { fork } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { generateLayer } from '#lib/cli/synthetic'
 import { jointOperations, llamaShape, writeLayer } from './layer.js'
 import { goal, type Measurement, type Settings, shareOf } from './measurement.js'
 import { tellingMemory } from './memory.js'
 import type { ScoreJob, ScoreOutcome } from './score-process.js'
-import { generateLayer } from './synthetic.js'
 import { arithmeticRate, faster, scratchFolder } from './yardstick.js'
 
 /** Every exact joint score of one layer: its speed and memory, beside the same formula in ONNX Runtime. */

@@ -1,8 +1,8 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Device, type Policy, policies, Scores, select as selectFrom } from 'laprox'
+import { Random } from '#lib/cli/random'
 import { goal, type Measurement, type Settings, shareOf, timing } from './measurement.js'
-import { Random } from './random.js'
 import { time } from './timing.js'
 import { faster, readRate, scratchFolder, yardstick } from './yardstick.js'
 

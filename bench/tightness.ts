@@ -1,5 +1,5 @@
 import { AttentionModel, type Device, type FloatType, KvCache, type Policy, type Scores, type Selection, score, Tensor, toFloat32 } from 'laprox'
-import type { Layer } from './layer.js'
+import type { Layer } from '#lib/cli/synthetic'
 
 /**
  * The share of entries, those that are protected left out, whose upper bound from exact attention norms,

@@ -99,7 +99,8 @@ const watched = new Set<string>()
 function watch(file: string): void {
   if (watched.size === 0) {
     process.on('exit', removeAll)
-    for (const signal of signals) process.on(signal, end)
+    // Before the others: those for one signal would be gone by the time that they are counted.
+    for (const signal of signals) process.prependListener(signal, end)
   }
   watched.add(file)
 }

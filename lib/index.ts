@@ -10,6 +10,7 @@
  */
 export { type CacheDescription, type ContiguousDescription, type Integers, KvCache, type PagedDescription, type RaggedDescription } from './cache.js'
 export type { CallOptions } from './call.js'
+export { type Capture, type CaptureOptions, readCapture } from './capture.js'
 export { compact, type InPlaceTarget, type PagesTarget, type RaggedTarget, type Target } from './compact.js'
 export { type BackendInfo, Device, type DeviceInfo, type DeviceName, type DeviceOptions, type InstructionSet, type Kernels } from './device.js'
 export { LaproxError, type LaproxErrorCode } from './errors.js'
@@ -37,6 +38,7 @@ export {
   type ValueStatistic,
   validatePolicy,
 } from './policy.js'
+export { type ReportContents, type ReportErrors, type ReportSummary, writeReport } from './report/report.js'
 export { type ReadSafetensorsOptions, readSafetensors, type SafetensorsFile, type WriteSafetensorsOptions, writeSafetensors } from './safetensors.js'
 export { Scores, type ScoresDescription, score } from './score.js'
 export { Selection, type SelectionDescription, type SelectOptions, type SelectReport, select, selectFrom } from './selection.js'

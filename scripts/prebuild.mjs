@@ -15,6 +15,7 @@ function run(command, args) {
 const binary = buildNative()
 rmSync(join(root, 'dist'), { recursive: true, force: true })
 run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json'])
+run(process.execPath, [join(root, 'scripts', 'build-page.mjs')])
 
 rmSync(join(root, 'prebuilds'), { recursive: true, force: true })
 const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`)

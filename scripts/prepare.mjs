@@ -32,6 +32,7 @@ try {
   }
   buildNative({ used: true })
   run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json'])
+  run(process.execPath, [join(root, 'scripts', 'build-page.mjs')])
 } catch (error) {
   console.error(error.message)
   process.exit(1)

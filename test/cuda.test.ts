@@ -12,6 +12,7 @@ if ('path' in emulator) {
   await import('./gpu/select.test.js')
   await import('./gpu/compact.test.js')
   await import('./gpu/docs.test.js')
+  await import('./gpu/cli.test.js')
 } else {
   describe.skip(`calls on an emulated GPU (skipped: ${emulator.reason})`, () => {
     it('are not tested', () => {})

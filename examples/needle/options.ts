@@ -2,7 +2,9 @@ import { existsSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { InvalidArgumentError } from 'commander'
 import { LaproxError, type Policy, policy, presetNames } from 'laprox'
+import { readCount, readShare } from '#lib/cli/options'
 
 /** A policy, and the share of the cache that it keeps. */
 export interface Contender {
@@ -66,10 +68,10 @@ export function readOptions(args: string[]): Options | undefined {
   if (missing.length > 0) throw new UsageError(`--model ${model} lacks ${missing.join(', ')}`)
   const json = values.json === undefined ? undefined : resolve(values.json)
   if (json !== undefined && !existsSync(dirname(json))) throw new UsageError(`--json ${json}: there is no folder ${dirname(json)}`)
-  const keeps = [...new Set(list('--keep', values.keep).map(readShare))]
+  const keeps = [...new Set(list('--keep', values.keep).map((text) => read('--keep', text, readShare)))]
   return {
     contenders: list('--policy', values.policy).flatMap((name) => keeps.map((keep) => ({ policy: readPolicy(name, keep), keep }))),
-    prompts: readCount(values.prompts),
+    prompts: read('--prompts', values.prompts, readCount),
     json,
     model,
   }
@@ -108,18 +110,11 @@ function readPolicy(name: string, keep: number): Policy {
   }
 }
 
-/** '5%' and '0.05' are 0.05. */
-function readShare(text: string): number {
-  const percent = text.endsWith('%')
-  const number = Number(percent ? text.slice(0, -1) : text)
-  const share = percent ? number / 100 : number
-  if (share > 0 && share <= 1) return share
-  const hint = !percent && number > 1 && number <= 100 ? `; did you mean ${number}%?` : ''
-  throw new UsageError(`--keep ${text} is no share of the cache, such as 5% or 0.05${hint}`)
-}
-
-function readCount(text: string): number {
-  const count = Number(text)
-  if (Number.isInteger(count) && count > 0) return count
-  throw new UsageError(`--prompts ${text} is no number of prompts, such as 64`)
+function read<T>(flag: string, text: string, reader: (text: string) => T): T {
+  try {
+    return reader(text)
+  } catch (error) {
+    if (error instanceof InvalidArgumentError) throw new UsageError(`${flag} ${text}: ${error.message}`)
+    throw error
+  }
 }

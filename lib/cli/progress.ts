@@ -2,14 +2,17 @@ import type { WriteStream } from 'node:tty'
 
 const WIDTH = 30
 
+/** What a bar needs of a stream such as `process.stderr`. */
+export type ProgressStream = Pick<WriteStream, 'isTTY' | 'columns' | 'write' | 'clearLine' | 'cursorTo'>
+
 /** A progress bar at the bottom of a terminal; elsewhere nothing at all, so that what is piped holds no progress. */
 export class Progress {
   readonly #begun: number = performance.now()
   readonly #total: number
-  readonly #stream: WriteStream
+  readonly #stream: ProgressStream
 
   /** @param total units of work */
-  constructor(total: number, stream: WriteStream = process.stderr) {
+  constructor(total: number, stream: ProgressStream = process.stderr) {
     this.#total = total
     this.#stream = stream
   }

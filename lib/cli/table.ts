@@ -10,6 +10,11 @@ export function percent(share: number): string {
   return `${Number((share * 100).toPrecision(3))} %`
 }
 
+/** 1257472 -> '1,257,472' */
+export function count(number: number): string {
+  return number.toLocaleString('en-US')
+}
+
 /** 1257472 -> '1.26 MB' */
 export function bytes(count: number): string {
   const power = Math.min(4, Math.max(1, Math.floor(Math.log10(count) / 3)))

@@ -1,6 +1,28 @@
-import { fromFloat32 } from 'laprox'
-import type { Layer, LayerShape } from './layer.js'
+import { type FloatType, fromFloat32, type Tensor } from '../tensor.js'
 import { Random } from './random.js'
+
+/** The sizes of an attention layer and of what it is scored on. */
+export interface LayerShape {
+  readonly queryHeads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly modelDim: number
+  /** Rows of the observation window. */
+  readonly window: number
+  /** Cached tokens. */
+  readonly tokens: number
+}
+
+/** The tensors of an attention layer and of its cache. */
+export interface Layer {
+  /** [queryHeads, window, headDim] */
+  readonly queries: Tensor<FloatType>
+  /** [kvHeads, tokens, headDim] */
+  readonly keys: Tensor<FloatType>
+  readonly values: Tensor<FloatType>
+  /** [modelDim, queryHeads * headDim] */
+  readonly projection: Tensor<FloatType>
+}
 
 // Keys carry heavy-tailed features that drift along the text. A query looks for a mixture of them: what its whole group looks
 // for, what its head does, and what it alone does. These are the lengths of the three.
@@ -22,10 +44,10 @@ const LOUDNESS = [0.4, 0.15] as const
 const FLATTEST = 0.3
 
 /**
- * A layer in bfloat16 whose attention has the statistics of a trained model's, needle-lm's: few tokens of each head matter, those
+ * A layer whose attention has the statistics of a trained model's, needle-lm's: few tokens of each head matter, those
  * that do stand close together, and heads of a group look for similar things. `npm run bench -- --only evict` shows how close.
  */
-export function generateLayer(shape: LayerShape, seed = 1): Layer {
+export function generateLayer(shape: LayerShape, seed = 1, type: FloatType = 'bfloat16'): Layer {
   const random = new Random(seed)
   const { queryHeads, kvHeads, headDim, modelDim, window, tokens } = shape
   const group = queryHeads / kvHeads
@@ -38,10 +60,10 @@ export function generateLayer(shape: LayerShape, seed = 1): Layer {
     writeValues(values.subarray(head * tokens * headDim), shape, random)
   }
   return {
-    queries: fromFloat32('bfloat16', queries, [queryHeads, window, headDim]),
-    keys: fromFloat32('bfloat16', keys, [kvHeads, tokens, headDim]),
-    values: fromFloat32('bfloat16', values, [kvHeads, tokens, headDim]),
-    projection: fromFloat32('bfloat16', projection(shape, random), [modelDim, queryHeads * headDim]),
+    queries: fromFloat32(type, queries, [queryHeads, window, headDim]),
+    keys: fromFloat32(type, keys, [kvHeads, tokens, headDim]),
+    values: fromFloat32(type, values, [kvHeads, tokens, headDim]),
+    projection: fromFloat32(type, projection(shape, random), [modelDim, queryHeads * headDim]),
   }
 }
 
