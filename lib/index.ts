@@ -38,7 +38,7 @@ export {
   type ValueStatistic,
   validatePolicy,
 } from './policy.js'
-export { type ReportContents, type ReportErrors, type ReportSummary, writeReport } from './report/report.js'
+export { type ReportContents, type ReportSummary, writeReport } from './report/report.js'
 export { type ReadSafetensorsOptions, readSafetensors, type SafetensorsFile, type WriteSafetensorsOptions, writeSafetensors } from './safetensors.js'
 export { Scores, type ScoresDescription, score } from './score.js'
 export { Selection, type SelectionDescription, type SelectOptions, type SelectReport, select, selectFrom } from './selection.js'

@@ -1,18 +1,15 @@
-import * as text from '../cli/table.js'
+import { count as grouped, percent as spaced } from '../cli/table.js'
+
+export { grouped }
 
 /** 0.05 -> '5 %', which no line break divides. */
 export function percent(share: number): string {
-  return text.percent(share).replace(' ', '\u00a0')
+  return spaced(share).replace(' ', '\u00a0')
 }
 
 /** A relative error, which may be infinite: JSON has null for that. */
 export function relative(error: number | null): string {
   return error === null || error === Number.POSITIVE_INFINITY ? 'infinite' : percent(error)
-}
-
-/** 131072 -> '131,072' */
-export function grouped(count: number): string {
-  return String(count).replace(/\B(?=(\d{3})+$)/g, ',')
 }
 
 /** 'positions 0 to 9' for those from 0 to 10, end excluded. */

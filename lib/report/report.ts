@@ -5,6 +5,7 @@ import type { Integers } from '../cache.js'
 import { object, wrong } from '../check.js'
 import { LaproxError, show, suggest } from '../errors.js'
 import type { EvictReport } from '../evict.js'
+import type { Fidelity } from '../fidelity.js'
 import { replaceFile } from '../file.js'
 import { type Policy, validatePolicy } from '../policy.js'
 import { Scores } from '../score.js'
@@ -15,14 +16,6 @@ import { grouped } from './format.js'
 import { binOf, markEntries } from './mask.js'
 import { type Payload, pack } from './payload.js'
 import { figures, policyRows, reportRows } from './tables.js'
-
-/** ||O_kept - O|| / ||O|| of outputs O. */
-export interface ReportErrors {
-  /** Over the observation window. */
-  readonly window: number
-  /** Over queries after it. */
-  readonly later?: number
-}
 
 /** What a report tells of. */
 export interface ReportContents {
@@ -42,13 +35,8 @@ export interface ReportContents {
   readonly contextLengths?: Integers | undefined
   /** The scores that were ranked, in host memory, not pooled: for their distribution. */
   readonly scores?: Scores | undefined
-  /** Relative errors of the layers' outputs: over all layers together, and of each. */
-  readonly fidelity?:
-    | (ReportErrors & {
-        /** Of each layer. */
-        readonly layers: readonly ReportErrors[]
-      })
-    | undefined
+  /** How far each layer's output moves. */
+  readonly fidelity?: Fidelity | undefined
   /** Text of the token at each position, of a selection of one sequence. */
   readonly tokens?: readonly string[] | undefined
   /** Whatever else is to be told, by name: the device, the model, versions. */
