@@ -1,81 +1,61 @@
 import { rm, writeFile } from 'node:fs/promises'
-import { availableParallelism } from 'node:os'
 import { extname } from 'node:path'
-import { Command, InvalidArgumentError } from 'commander'
+import { Command } from 'commander'
 import { LaproxError } from '../errors.js'
 import { allContenders, quickContenders } from '../evaluation/contenders.js'
 import { estimate, mean } from '../evaluation/estimate.js'
 import type { Evaluation } from '../evaluation/evaluation.js'
 import { checkReplaceable, replaceFile } from '../file.js'
+import { readCount } from './options.js'
 import { Progress } from './progress.js'
 import { percent, signed, table } from './table.js'
+import type { Terminal } from './terminal.js'
 
 export interface EvalOptions {
   readonly model: string
   readonly json: string
-  readonly jobs: number
-  readonly quick: boolean
+  readonly jobs?: number
+  readonly quick?: boolean
 }
 
 /** Of each task, in a quick look. */
 const quickPrompts = 12
 
-export function evalCommand(): Command {
+export function evalCommand(terminal: Terminal): Command {
   return new Command('eval')
-    .summary('let a language model answer from what each policy leaves of its cache')
     .description(
-      'Reads prompts with a language model in ONNX Runtime, evicts with every policy, and counts what the model still answers right.\n' +
-        'A run that was stopped goes on where it was when it is started again.',
+      'lets a language model answer prompts from what each policy leaves of its cache, and counts what is right; goes on where it was when it is started again',
     )
     .requiredOption('--model <dir>', "the model's folder: config.json, extend.onnx, model.safetensors, tasks.safetensors")
-    .option('--json <file>', 'where the results go; beside it, as .jsonl, what a running evaluation has measured', 'evaluation.json')
-    .option('--jobs <n>', 'processes, of one thread each', count, availableParallelism())
-    .option('--quick', 'six policies, two shares and twelve prompts a task', false)
-    .addHelpText('after', '\nExample:\n  $ npx laprox eval --model examples/needle/model --quick')
+    .option('--json <file>', 'where the results go; while it runs, what it has measured is beside it, as .jsonl', 'evaluation.json')
+    .option('--jobs <n>', 'processes, of one thread each (default: one a core)', readCount)
+    .option('--quick', `six policies, two shares and ${quickPrompts} prompts a task`)
+    .addHelpText('after', '\nExample:\n  laprox eval --model examples/needle/model --quick')
     .action(async (options: EvalOptions) => {
-      const evaluation = await runEvaluation(options)
-      if (evaluation !== undefined) console.log(evaluationTable(evaluation))
+      terminal.stdout.write(`${evaluationTable(await runEvaluation(options, terminal))}\n`)
     })
 }
 
-/**
- * Evaluates, and writes the results.
- *
- * @returns undefined where it was interrupted; the process's exit code says so
- */
-export async function runEvaluation({ model, json, jobs, quick }: EvalOptions): Promise<Evaluation | undefined> {
+/** Evaluates, and writes the results; shows the progress where there is a terminal. */
+export async function runEvaluation({ model, json, jobs, quick = false }: EvalOptions, terminal: Terminal): Promise<Evaluation> {
   const { evaluate } = await import('../evaluation/evaluation.js').catch(explain)
   await checkReplaceable(json)
   const journal = `${json.slice(0, json.length - extname(json).length)}.jsonl`
-  const interrupt = new AbortController()
-  const end = (): void => interrupt.abort()
-  process.once('SIGINT', end)
-  let progress: Progress | undefined
+  const contenders = quick ? quickContenders() : allContenders()
+  const prompts = quick ? quickPrompts : undefined
+  let bar: Progress | undefined
+  const progress = (done: number, total: number): void => {
+    bar ??= new Progress(Math.max(total, 1), terminal.stderr)
+    bar.update(done, `${done} of ${total} prompts`)
+  }
   try {
-    const evaluation = await evaluate({
-      folder: model,
-      contenders: quick ? quickContenders() : allContenders(),
-      ...(quick ? { prompts: quickPrompts } : {}),
-      jobs,
-      journal,
-      signal: interrupt.signal,
-      progress(done, total) {
-        progress ??= new Progress(Math.max(total, 1))
-        progress.update(done, `${done} of ${total} prompts`)
-      },
-    })
-    progress?.clear()
+    const evaluation = await evaluate({ folder: model, contenders, prompts, jobs, journal, signal: terminal.signal, progress })
     await replaceFile(json, (temporary) => writeFile(temporary, toText(evaluation)))
     await rm(journal, { force: true })
     return evaluation
-  } catch (error) {
-    progress?.clear()
-    if (!interrupt.signal.aborted) throw error
-    console.error(`Stopped. What has been measured is in ${journal}: the same command goes on from there.`)
-    process.exitCode = 130
-    return undefined
   } finally {
-    process.off('SIGINT', end)
+    bar?.clear()
+    if (terminal.signal.aborted) terminal.stderr.write(`What has been measured is in ${journal}: the same command goes on from there.\n`)
   }
 }
 
@@ -108,12 +88,6 @@ export function evaluationTable(evaluation: Evaluation): string {
 function figure(judgedBy: 'loss' | 'answer', value: number | undefined): string {
   if (value === undefined) return '-'
   return judgedBy === 'loss' ? signed(value) : value.toFixed(2)
-}
-
-function count(text: string): number {
-  const value = Number(text)
-  if (Number.isInteger(value) && value > 0) return value
-  throw new InvalidArgumentError('expected an integer of at least 1')
 }
 
 function explain(error: unknown): never {
