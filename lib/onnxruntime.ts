@@ -71,7 +71,7 @@ function layersOf(tensors: OnnxTensors, name: string): Tensor[] {
 
 function missing(tensors: OnnxTensors, wanted: string): LaproxError {
   const near = closest(wanted, Object.keys(tensors))
-  const hint = near === undefined ? `there are ${Object.keys(tensors).slice(0, 8).map(show).join(', ')}` : `did you mean '${near}'?`
+  const hint = near === undefined ? `there are ${Object.keys(tensors).slice(0, 8).map(show).join(', ')}.` : `did you mean '${near}'?`
   return new LaproxError('INVALID_ARGUMENT', `there is no tensor '${wanted}'; ${hint} Other names go into the option names`)
 }
 
@@ -352,6 +352,9 @@ export class PaddedPast {
     this.#names = { ...paddedNames, ...options.names }
     this.#room = options.room ?? 0
     this.#batched = options.batched ?? shape.sequences > 1
+    if (!this.#batched && shape.sequences > 1) {
+      throw new LaproxError('INVALID_ARGUMENT', `batched is false; expected true for ${shape.sequences} sequences`)
+    }
     this.#layers = layers
     this.#contexts = contexts
   }
