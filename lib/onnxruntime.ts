@@ -51,9 +51,8 @@ export interface CacheFromOptions {
 export function cacheFrom(device: Device, tensors: OnnxTensors, { names, attentionMask }: CacheFromOptions = {}): KvCache {
   const used = names ?? ([present, past].find(({ key }) => nameOf(key, 0) in tensors) || present)
   const [keys, values] = [layersOf(tensors, used.key), layersOf(tensors, used.value)]
-  if (attentionMask === undefined) return KvCache.from(device, { keys, values })
-
   const cache = KvCache.from(device, { keys, values })
+  if (attentionMask === undefined) return cache
   const { begins, lengths } = runs(attentionMask, cache.sequences, keys[0]!.dims.at(-2)!)
   if (begins.every((begin) => begin === 0)) return KvCache.from(device, { keys, values, lengths })
   return withoutPadding(device, stateOf(cache).state, begins, lengths)
