@@ -1,10 +1,10 @@
+import { spawnSync } from 'node:child_process'
 import { appendFileSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, it, vi } from 'vitest'
-import { evaluationTable, runEvaluation } from '../lib/cli/eval.js'
-import type { Terminal } from '../lib/cli/terminal.js'
+import { run } from '../lib/cli/program.js'
 import { openAttentionModel } from '../lib/evaluation/attention-model.js'
 import { allContenders, type Contender, quickContenders } from '../lib/evaluation/contenders.js'
 import { estimate } from '../lib/evaluation/estimate.js'
@@ -234,27 +234,64 @@ describe('estimates', () => {
 })
 
 describe('laprox eval', () => {
-  const terminal = (): Terminal => {
-    const stream = { write: () => true }
-    return { stdout: stream, stderr: stream as never, signal: new AbortController().signal }
+  const laprox = async (args: string[], signal = new AbortController().signal): Promise<{ code: number; stdout: string; stderr: string }> => {
+    const written = { stdout: '', stderr: '' }
+    const stream = (name: keyof typeof written) => ({
+      write(text: string) {
+        written[name] += text
+        return true
+      },
+    })
+    const code = await run(['eval', ...args], { stdout: stream('stdout'), stderr: stream('stderr') as never, signal })
+    return { code, ...written }
   }
 
-  it('writes what it found, and no journal is left', async () => {
+  it('prints what it found and writes it down; no journal is left', async () => {
     const json = join(folder, 'quick.json')
-    const evaluation = await runEvaluation({ model, json, jobs: 1, quick: true }, terminal())
-    expect(JSON.parse(readFileSync(json, 'utf8'))).toEqual(evaluation)
-    expect(readFileSync(json, 'utf8')).toMatch(/"full": \[[-\d.]+, [-\d.]+\]/)
+    const { code, stdout, stderr } = await laprox(['--model', model, '--json', json, '--jobs', '1', '--quick'])
+    expect([code, stderr]).toEqual([0, ''])
+    const text = readFileSync(json, 'utf8')
+    expect(text).toMatch(/"full": \[[-\d.]+, [-\d.]+\]/)
+    expect(JSON.parse(text)).toMatchObject({ tasks: [{ name: 'multi' }, { name: 'text' }], contenders: quickContenders() })
     expect(existsSync(join(folder, 'quick.jsonl'))).toBe(false)
-    const lines = evaluationTable(evaluation).split('\n')
+    const [note, ...lines] = stdout.trimEnd().split('\n')
+    expect(note).toContain('A quick look')
     expect(lines[0]).toBe('2 prompts a task: multi right / rise of the loss on text')
-    expect(lines.slice(3).map((line) => line.split('  ')[0])).toEqual(['kept', ...new Set(quickContenders().map(({ name }) => name))])
+    expect(lines[1]).toMatch(/^full cache: \d\.\d\d \/ \d\.\d{3} nats$/)
+    expect(lines.slice(3).map((line) => line.split('  ')[0])).toEqual(['', ...new Set(quickContenders().map(({ name }) => name))])
     expect(lines.at(-1)).toMatch(/^random +- \/ - +\d\.\d\d \/ [+-]\d\.\d{3}$/)
   })
 
+  it('says where it will go on when it was stopped', async () => {
+    const json = join(folder, 'stopped.json')
+    const stop = new AbortController()
+    const stopped = laprox(['--model', model, '--json', json, '--jobs', '1', '--quick'], stop.signal)
+    stop.abort(130)
+    const { code, stdout, stderr } = await stopped
+    expect([code, stdout]).toEqual([130, ''])
+    expect(stderr).toBe(`What has been measured is in ${join(folder, 'stopped.jsonl')}: the same command goes on from there.\n`)
+    expect(existsSync(json)).toBe(false)
+  })
+
   it('names what a folder lacks, and a file that cannot be written', async () => {
-    const options = { json: join(folder, 'x.json'), jobs: 1 }
-    await expect(runEvaluation({ ...options, model: folder }, terminal())).rejects.toThrow(`${folder} lacks config.json, extend.onnx, `)
-    await expect(runEvaluation({ ...options, model, json: join(folder, 'nowhere', 'x.json') }, terminal())).rejects.toMatchObject({ code: 'IO' })
+    const lacking = await laprox(['--model', folder, '--json', join(folder, 'x.json')])
+    expect([lacking.code, lacking.stderr]).toEqual([1, expect.stringContaining(`${folder} lacks config.json, extend.onnx, `)])
+    const nowhere = await laprox(['--model', model, '--json', join(folder, 'nowhere', 'x.json')])
+    expect([nowhere.code, nowhere.stderr]).toEqual([1, expect.stringContaining('nowhere/x.json could not be written')])
+    expect(await laprox(['--model', model, '--jobs', '0'])).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('Expected an integer of at least 1'),
+    })
+  })
+})
+
+describe('where onnxruntime-node is not installed', () => {
+  it('laprox eval says to install it', () => {
+    const at = (path: string): string => fileURLToPath(new URL(path, import.meta.url))
+    const args = ['--import', 'tsx', '--import', at('support/without-onnxruntime.mjs'), at('../lib/cli/main.ts'), 'eval', '--model', model]
+    const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+    expect(stderr).toContain('an evaluation runs its model in onnxruntime-node, which is not installed: npm install onnxruntime-node')
+    expect([status, stdout]).toEqual([1, ''])
   })
 })
 

@@ -1,5 +1,5 @@
+import { existsSync } from 'node:fs'
 import { rm, writeFile } from 'node:fs/promises'
-import { extname } from 'node:path'
 import { Command } from 'commander'
 import { LaproxError } from '../errors.js'
 import { allContenders, quickContenders } from '../evaluation/contenders.js'
@@ -11,7 +11,7 @@ import { Progress } from './progress.js'
 import { percent, signed, table } from './table.js'
 import type { Terminal } from './terminal.js'
 
-export interface EvalOptions {
+interface Options {
   readonly model: string
   readonly json: string
   readonly jobs?: number
@@ -27,20 +27,23 @@ export function evalCommand(terminal: Terminal): Command {
       'lets a language model answer prompts from what each policy leaves of its cache, and counts what is right; goes on where it was when it is started again',
     )
     .requiredOption('--model <dir>', "the model's folder: config.json, extend.onnx, model.safetensors, tasks.safetensors")
-    .option('--json <file>', 'where the results go; while it runs, what it has measured is beside it, as .jsonl', 'evaluation.json')
+    .option('--json <file>', 'where the results go; while it runs, what it has measured is beside it, in <file>l', 'evaluation.json')
     .option('--jobs <n>', 'processes, of one thread each (default: one a core)', readCount)
     .option('--quick', `six policies, two shares and ${quickPrompts} prompts a task`)
     .addHelpText('after', '\nExample:\n  laprox eval --model examples/needle/model --quick')
-    .action(async (options: EvalOptions) => {
-      terminal.stdout.write(`${evaluationTable(await runEvaluation(options, terminal))}\n`)
+    .action(async (options: Options) => {
+      const evaluation = await runEvaluation(options, terminal)
+      const note = options.quick ? 'A quick look, at some of the policies, shares and prompts.\n' : ''
+      terminal.stdout.write(`${note}${evaluationTable(evaluation)}\n`)
     })
 }
 
 /** Evaluates, and writes the results; shows the progress where there is a terminal. */
-export async function runEvaluation({ model, json, jobs, quick = false }: EvalOptions, terminal: Terminal): Promise<Evaluation> {
+async function runEvaluation({ model, json, jobs, quick = false }: Options, terminal: Terminal): Promise<Evaluation> {
   const { evaluate } = await import('../evaluation/evaluation.js').catch(explain)
   await checkReplaceable(json)
-  const journal = `${json.slice(0, json.length - extname(json).length)}.jsonl`
+  // evaluation.json's is evaluation.jsonl.
+  const journal = `${json}l`
   const contenders = quick ? quickContenders() : allContenders()
   const prompts = quick ? quickPrompts : undefined
   let bar: Progress | undefined
@@ -55,7 +58,8 @@ export async function runEvaluation({ model, json, jobs, quick = false }: EvalOp
     return evaluation
   } finally {
     bar?.clear()
-    if (terminal.signal.aborted) terminal.stderr.write(`What has been measured is in ${journal}: the same command goes on from there.\n`)
+    if (terminal.signal.aborted && existsSync(journal))
+      terminal.stderr.write(`What has been measured is in ${journal}: the same command goes on from there.\n`)
   }
 }
 
@@ -66,7 +70,7 @@ function toText(evaluation: Evaluation): string {
 }
 
 /** A line a policy and a column a share: what each task says, separated by strokes. */
-export function evaluationTable(evaluation: Evaluation): string {
+function evaluationTable(evaluation: Evaluation): string {
   const { tasks, contenders } = evaluation
   const shares = [...new Set(contenders.map(({ keep }) => keep))].sort((a, b) => a - b)
   const names = [...new Set(contenders.map(({ name }) => name))]
@@ -81,7 +85,7 @@ export function evaluationTable(evaluation: Evaluation): string {
     `${tasks[0]!.full.length} prompts a task: ${tasks.map(({ name, judgedBy }) => (judgedBy === 'loss' ? `rise of the loss on ${name}` : `${name} right`)).join(' / ')}`,
     `full cache: ${full.join(' / ')}`,
     '',
-    table([['kept', ...shares.map(percent)], ...rows]),
+    table([['', ...shares.map(percent)], ...rows]),
   ].join('\n')
 }
 
