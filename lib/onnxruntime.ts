@@ -22,7 +22,9 @@ export type OnnxTensors = Readonly<Record<string, OnnxTensor>>
 
 /** What a graph calls the keys and values of its layers; `%d` is the layer. */
 export interface LayerNames {
+  /** Such as `present.%d.key`. */
   readonly key: string
+  /** Such as `present.%d.value`. */
   readonly value: string
 }
 
@@ -270,11 +272,15 @@ function copyRows(state: CacheState, plane: Tensor, layer: number, segment: numb
 
 /** What a graph with a mask per head calls the tensors of its layers; `%d` is the layer. */
 export interface PaddedNames {
+  /** Input: the keys that were read, [G, rows, d]. */
   readonly pastKey: string
+  /** Input: the values that were read, [G, rows, d]. */
   readonly pastValue: string
+  /** Input: what is added to the logits, [G, rows]. */
   readonly pastMask: string
-  /** Outputs: of the new tokens alone. */
+  /** Output: the keys of the new tokens alone, [G, tokens, d]. */
   readonly key: string
+  /** Output: the values of the new tokens alone, [G, tokens, d]. */
   readonly value: string
 }
 
@@ -293,10 +299,13 @@ export interface PaddedOptions {
 
 /** The sizes of a past. */
 export interface PastShape {
+  /** At least 1. */
   readonly layers: number
+  /** G. */
   readonly kvHeads: number
+  /** d, a multiple of 8 up to 256. */
   readonly headDim: number
-  /** Default 1. */
+  /** S. Default 1. */
   readonly sequences?: number | undefined
   /** Default 'float32'. */
   readonly type?: 'float32' | 'float16' | undefined
