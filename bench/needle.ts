@@ -1,10 +1,9 @@
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { readSafetensors, Tensor } from 'laprox'
-import type * as onnx from 'onnxruntime-node'
+import { Device, readSafetensors } from 'laprox'
 import type { Layer } from '#lib/cli/synthetic'
-import { LanguageModel } from '../examples/needle/language-model.js'
-import { readTasks } from '../examples/needle/tasks.js'
+import { LanguageModel } from '#lib/evaluation/language-model'
+import { readTasks } from '#lib/evaluation/tasks'
 
 /** The real caches of a small language model, after prompts of about 4,090 tokens: the demo's model and its tasks. */
 export class Needle {
@@ -25,22 +24,15 @@ export class Needle {
 
   /** The first prompts, one a task: what the model's layers hold of each when it has been read. */
   async *caches(prompts: number, window: number): AsyncGenerator<{ task: string; layers: Layer[] }> {
+    using device = await Device.open('cpu')
     const tasks = await readTasks(join(folder, 'tasks.safetensors'))
     for (const { name, prompts: all } of tasks.slice(0, prompts)) {
       const { past, queries } = await this.model.prefill(all[0]!.ids, window)
-      const layers = past.layers.map(({ key, value }, i) => ({
-        queries: view(queries[i]!),
-        keys: view(key),
-        values: view(value),
-        projection: this.projections[i]!,
-      }))
+      using cache = past.cache(device)
+      const layers = this.projections.map((projection, i) => ({ queries: queries[i]!, keys: cache.keys(i), values: cache.values(i), projection }))
       yield { task: name, layers }
     }
   }
 }
 
 const folder = fileURLToPath(new URL('../examples/needle/model', import.meta.url))
-
-function view(tensor: onnx.Tensor): Tensor<'float32'> {
-  return new Tensor('float32', tensor.data as Float32Array, tensor.dims)
-}

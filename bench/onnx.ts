@@ -1,9 +1,12 @@
 // Writes ONNX models: as much of the format (onnx.proto, protocol buffers) as the graphs of these benchmarks need.
 
+type ElementType = keyof typeof types
+/** A size, or the name of one that differs from run to run. */
+type Dim = number | string
 type Attributes = Readonly<Record<string, number | readonly number[]>>
 
-const FLOAT = 1
-const INT64 = 7
+/** The numbers of TensorProto.DataType. */
+const types = { float32: 1, int64: 7, float16: 10 } as const
 const IR_VERSION = 8
 const OPSET = 17
 
@@ -12,26 +15,31 @@ export class Graph {
   readonly #fields: Uint8Array[] = [text(2, 'graph')]
   #values = 0
 
-  /** A float32 tensor that is fed. */
-  input(name: string, dims: readonly number[]): string {
-    this.#fields.push(message(11, encodeValue(name, dims)))
+  /** A tensor that is fed. */
+  input(name: string, dims: readonly Dim[], type: ElementType = 'float32'): string {
+    this.#fields.push(message(11, encodeValue(name, dims, type)))
     return name
   }
 
-  /** A float32 tensor that comes out: another name for a value. */
-  output(name: string, dims: readonly number[], value: string): void {
+  /** A tensor that comes out: another name for a value. */
+  output(name: string, dims: readonly Dim[], value: string, type: ElementType = 'float32'): void {
     this.#node('Identity', [value], [name], {})
-    this.#fields.push(message(12, encodeValue(name, dims)))
+    this.#fields.push(message(12, encodeValue(name, dims, type)))
+  }
+
+  /** A float32 tensor that is part of the model. */
+  weights(dims: readonly number[], data: Float32Array): string {
+    return this.#constant(types.float32, dims, data)
   }
 
   /** A float32 number. */
   scalar(value: number): string {
-    return this.#constant(FLOAT, [], Float32Array.of(value))
+    return this.#constant(types.float32, [], Float32Array.of(value))
   }
 
   /** int64 [n]: a shape, axes, indices. */
   indices(...values: readonly number[]): string {
-    return this.#constant(INT64, [values.length], BigInt64Array.from(values, BigInt))
+    return this.#constant(types.int64, [values.length], BigInt64Array.from(values, BigInt))
   }
 
   /** The value that an operator gives. */
@@ -78,9 +86,9 @@ function encodeAttribute(name: string, value: number | readonly number[]): Uint8
     : [text(1, name), ...value.map((item) => integer(8, item)), integer(20, 7)]
 }
 
-function encodeValue(name: string, dims: readonly number[]): Uint8Array[] {
-  const shape = dims.map((dim) => message(1, [integer(1, dim)]))
-  return [text(1, name), message(2, [message(1, [integer(1, FLOAT), message(2, shape)])])]
+function encodeValue(name: string, dims: readonly Dim[], type: ElementType): Uint8Array[] {
+  const shape = dims.map((dim) => message(1, [typeof dim === 'number' ? integer(1, dim) : text(2, dim)]))
+  return [text(1, name), message(2, [message(1, [integer(1, types[type]), message(2, shape)])])]
 }
 
 function message(number: number, fields: readonly Uint8Array[]): Uint8Array {

@@ -1,8 +1,7 @@
-import type { AttentionModel, EvictReport } from 'laprox'
-import { compress } from './eviction.js'
-import type { LanguageModel } from './language-model.js'
+import { type AttentionModel, type EvictReport, evict } from 'laprox'
+import type { LanguageModel } from '#lib/evaluation/language-model'
+import type { Prompt, Task } from '#lib/evaluation/tasks'
 import type { Contender } from './options.js'
-import type { Prompt, Task } from './tasks.js'
 import { judge, type Verdict } from './verdict.js'
 
 /** What a policy made of a prompt's cache, and how the model did with the rest. */
@@ -36,16 +35,17 @@ export async function* compare(
     for (const [index, prompt] of task.prompts.entries()) {
       const what = `${task.name} ${index + 1} of ${task.prompts.length}`
       const begun = performance.now()
-      const prefill = await language.prefill(prompt.ids, window, (read) => progress(prompts + 0.9 * read, what))
+      const { past, queries, logits } = await language.prefill(prompt.ids, window, (read) => progress(prompts + 0.9 * read, what))
       const msPrefill = performance.now() - begun
       // The prompt's last token has been read with the full cache: the answer's first token follows from its logits. Eviction
       // comes after it, and every further token sees only what is left. New tokens stand where they always would.
-      const start = { ...prefill, position: prompt.ids.length }
-      const full = await judge(language, start, task, prompt)
+      using cache = past.cache(attention.device)
+      const full = await judge(language, cache, logits, task, prompt)
       const trials: Trial[] = []
       for (const contender of contenders) {
-        const { past, report } = await compress(attention, prefill, contender.policy)
-        const verdict = await judge(language, { ...start, past }, task, prompt)
+        const { cache: kept, report } = await evict(attention, cache, { queries }, contender.policy)
+        const verdict = await judge(language, kept, logits, task, prompt)
+        kept.dispose()
         trials.push({ ...contender, verdict, report })
       }
       progress(++prompts, what)

@@ -1,6 +1,6 @@
 import { bytes, duration, percent, signed, table } from '#lib/cli/table'
+import type { Prompt } from '#lib/evaluation/tasks'
 import type { Comparison } from './comparison.js'
-import type { Prompt } from './tasks.js'
 import type { Text } from './text.js'
 import type { Verdict } from './verdict.js'
 

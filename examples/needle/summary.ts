@@ -1,9 +1,9 @@
 import type { Policy } from 'laprox'
 import { bytes, percent, signed, table } from '#lib/cli/table'
+import type { Task } from '#lib/evaluation/tasks'
 import type { Comparison } from './comparison.js'
 import { Means } from './means.js'
 import type { Contender } from './options.js'
-import type { Task } from './tasks.js'
 
 /** What an eviction took and left. */
 type Cost = 'keptEntries' | 'totalEntries' | 'bytesBefore' | 'bytesAfter' | 'msScore' | 'msSelect' | 'msCompact' | 'msAnswer'

@@ -1,6 +1,9 @@
-import { greedy, nextTokenLoss, type Start } from './decoding.js'
-import type { LanguageModel } from './language-model.js'
-import type { Prompt, Task } from './tasks.js'
+import type { KvCache } from 'laprox'
+import { PaddedPast } from 'laprox/onnxruntime'
+import type { LanguageModel } from '#lib/evaluation/language-model'
+import { predict } from '#lib/evaluation/prediction'
+import type { Prompt, Task } from '#lib/evaluation/tasks'
+import { greedy } from './decoding.js'
 
 /** How a model did on one prompt. */
 export interface Verdict {
@@ -12,14 +15,20 @@ export interface Verdict {
   readonly ms: number
 }
 
-/** Lets the model go on from `start`, and compares with what the prompt's author wrote. */
-export async function judge(model: LanguageModel, start: Start, task: Task, prompt: Prompt): Promise<Verdict> {
+/**
+ * Lets the model go on from what a cache holds of a prompt, and compares with what the prompt's author wrote.
+ *
+ * @param cache float32, of one sequence; the answer's tokens stand where they always would, after the tokens that it has read
+ * @param logits those that follow the prompt's last token: the answer's first token is theirs, whatever the cache holds
+ */
+export async function judge(model: LanguageModel, cache: KvCache, logits: Float32Array, task: Task, prompt: Prompt): Promise<Verdict> {
   const begun = performance.now()
+  const past = PaddedPast.from(cache, { room: task.judgedBy === 'loss' ? 0 : prompt.answer.length })
   if (task.judgedBy === 'loss') {
-    const figure = await nextTokenLoss(model, start, prompt.answer)
-    return { answer: [], figure, ms: performance.now() - begun }
+    const { loss } = await predict(model, past, prompt.answer)
+    return { answer: [], figure: loss, ms: performance.now() - begun }
   }
-  const answer = await greedy(model, start, prompt.answer.length)
+  const answer = await greedy(model, past, logits, prompt.answer.length)
   const right = answer.every((token, i) => token === prompt.answer[i])
   return { answer, figure: Number(right), ms: performance.now() - begun }
 }

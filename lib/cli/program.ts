@@ -2,6 +2,7 @@ import { Command, CommanderError } from 'commander'
 import { LaproxError, type LaproxErrorCode } from '../errors.js'
 import { benchCommand } from './bench.js'
 import { compareCommand } from './compare.js'
+import { evalCommand } from './eval.js'
 import { evictCommand } from './evict.js'
 import { infoCommand } from './info.js'
 import { packageVersion } from './package.js'
@@ -51,7 +52,7 @@ function program(terminal: Terminal): Command {
     .exitOverride()
     .addHelpText('after', examples)
     .addHelpText('afterAll', exitCodes)
-  for (const command of [infoCommand(terminal), evictCommand(terminal), compareCommand(terminal), benchCommand(terminal)]) {
+  for (const command of [infoCommand(terminal), evictCommand(terminal), compareCommand(terminal), benchCommand(terminal), evalCommand(terminal)]) {
     program.addCommand(command.copyInheritedSettings(program))
   }
   return program
