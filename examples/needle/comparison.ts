@@ -1,4 +1,4 @@
-import { type AttentionModel, type EvictReport, evict } from 'laprox'
+import { type AttentionModel, type EvictReport, evict, type KvCache, type Selection, type Window } from 'laprox'
 import type { LanguageModel } from '#lib/evaluation/language-model'
 import type { Prompt, Task } from '#lib/evaluation/tasks'
 import type { Contender } from './options.js'
@@ -7,6 +7,7 @@ import { judge, type Verdict } from './verdict.js'
 /** What a policy made of a prompt's cache, and how the model did with the rest. */
 export interface Trial extends Contender {
   readonly verdict: Verdict
+  readonly selection: Selection
   readonly report: EvictReport
 }
 
@@ -17,6 +18,9 @@ export interface Comparison {
   /** Counts from 0 in its task. */
   readonly index: number
   readonly msPrefill: number
+  /** All of the prompt, until the next comparison is made. */
+  readonly cache: KvCache
+  readonly window: Window
   readonly full: Verdict
   readonly trials: readonly Trial[]
 }
@@ -43,13 +47,13 @@ export async function* compare(
       const full = await judge(language, cache, logits, task, prompt)
       const trials: Trial[] = []
       for (const contender of contenders) {
-        const { cache: kept, report } = await evict(attention, cache, { queries }, contender.policy)
+        const { cache: kept, selection, report } = await evict(attention, cache, { queries }, contender.policy)
         const verdict = await judge(language, kept, logits, task, prompt)
         kept.dispose()
-        trials.push({ ...contender, verdict, report })
+        trials.push({ ...contender, verdict, selection, report })
       }
       progress(++prompts, what)
-      yield { task, prompt, index, msPrefill, full, trials }
+      yield { task, prompt, index, msPrefill, cache, window: { queries }, full, trials }
     }
   }
 }

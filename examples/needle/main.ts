@@ -7,6 +7,7 @@ import { LanguageModel } from '#lib/evaluation/language-model'
 import { readTasks, type Task } from '#lib/evaluation/tasks'
 import { compare } from './comparison.js'
 import { help, type Options, readOptions, UsageError } from './options.js'
+import { writePage } from './page.js'
 import { showComparison } from './screen.js'
 import { Summary } from './summary.js'
 import { Text } from './text.js'
@@ -14,7 +15,7 @@ import { Text } from './text.js'
 /** Of each task, this many prompts are shown with their answers; the others go into the figures alone. */
 const SHOWN = 2
 
-async function run({ contenders, prompts, json, model }: Options): Promise<void> {
+async function run({ contenders, prompts, json, report, model }: Options): Promise<void> {
   const { text, language, ...all } = await load(model)
   const tasks = all.tasks.map((task) => firstPrompts(task, prompts))
   using device = await Device.open('cpu')
@@ -23,7 +24,10 @@ async function run({ contenders, prompts, json, model }: Options): Promise<void>
   console.log(`${introduction(language, tasks, device)}\n`)
   const progress = new Progress(tasks.length * prompts)
   const summary = new Summary(tasks, contenders)
+  let page = report
   for await (const comparison of compare(language, attention, tasks, contenders, (done, what) => progress.update(done, what))) {
+    if (page !== undefined) await writePage(page, attention, comparison, text)
+    page = undefined // the first prompt has it
     summary.add(comparison)
     if (comparison.index < SHOWN) {
       progress.clear()

@@ -19,6 +19,8 @@ export interface Options {
   readonly prompts: number
   /** Where the figures go. */
   readonly json: string | undefined
+  /** Where the page about the first prompt goes. */
+  readonly report: string | undefined
   /** The model's folder. */
   readonly model: string
 }
@@ -31,6 +33,7 @@ const flags = {
   keep: { type: 'string', multiple: true, default: ['5%'] },
   prompts: { type: 'string', default: '2' },
   json: { type: 'string' },
+  report: { type: 'string' },
   model: { type: 'string', default: fileURLToPath(new URL('model', import.meta.url)) },
   help: { type: 'boolean', short: 'h', default: false },
 } satisfies ParseArgsConfig['options']
@@ -47,6 +50,7 @@ export const help = `A language model answers from what is left of its KV cache.
   --keep SHARES    how much of the cache to keep, as 5% or 0.05, one or more (${flags.keep.default})
   --prompts N      prompts of each task (${flags.prompts.default}); the model's folder holds up to 96, 64 take about ten minutes
   --json FILE      write the figures there
+  --report FILE    write an HTML page there that shows what the first policy keeps of the first prompt
   --model DIR      a folder with another model: ${modelFiles.join(', ')}
   --help           print this`
 
@@ -66,15 +70,21 @@ export function readOptions(args: string[]): Options | undefined {
   const model = resolve(values.model)
   const missing = modelFiles.filter((file) => !existsSync(join(model, file)))
   if (missing.length > 0) throw new UsageError(`--model ${model} lacks ${missing.join(', ')}`)
-  const json = values.json === undefined ? undefined : resolve(values.json)
-  if (json !== undefined && !existsSync(dirname(json))) throw new UsageError(`--json ${json}: there is no folder ${dirname(json)}`)
   const keeps = [...new Set(list('--keep', values.keep).map((text) => read('--keep', text, readShare)))]
   return {
     contenders: list('--policy', values.policy).flatMap((name) => keeps.map((keep) => ({ policy: readPolicy(name, keep), keep }))),
     prompts: read('--prompts', values.prompts, readCount),
-    json,
+    json: outputFile('--json', values.json),
+    report: outputFile('--report', values.report),
     model,
   }
+}
+
+function outputFile(flag: string, name: string | undefined): string | undefined {
+  if (name === undefined) return undefined
+  const file = resolve(name)
+  if (!existsSync(dirname(file))) throw new UsageError(`${flag} ${file}: there is no folder ${dirname(file)}`)
+  return file
 }
 
 function checkFlag(name: string, raw: string, value: string | undefined): void {

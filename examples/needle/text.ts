@@ -12,6 +12,11 @@ export class Text {
     return new Text(new Tokenizer(JSON.parse(await readFile(join(folder, 'tokenizer.json'), 'utf8')), {}))
   }
 
+  /** The text of each token by itself. */
+  each(tokens: Int32Array): string[] {
+    return Array.from(tokens, (token) => this.#decode([token]))
+  }
+
   /** The text of tokens on one line: line ends as ⏎, other blanks as one space, pieces of characters left out. */
   line(tokens: ArrayLike<number>): string {
     return this.#decode(tokens)
