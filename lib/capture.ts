@@ -3,7 +3,7 @@ import type { CallOptions } from './call.js'
 import { object } from './check.js'
 import { type Device, sharedDevice } from './device.js'
 import { closest, LaproxError, show, suggest, throwIfAborted } from './errors.js'
-import type { FidelityOptions } from './fidelity.js'
+import type { LaterQueries } from './fidelity.js'
 import { AttentionModel, type PerLayer } from './model.js'
 import { readSafetensors, readSafetensorsHeader, type SafetensorsEntry } from './safetensors.js'
 import { type FloatType, type Tensor, toFloat32 } from './tensor.js'
@@ -47,7 +47,7 @@ export class Capture implements Disposable {
   /** The last queries of the prompt. */
   readonly window: Window
   /** The queries that came after the prompt, where the file has them. */
-  readonly later: FidelityOptions['later']
+  readonly later: LaterQueries | undefined
   /** The text of each token of the prompt. */
   readonly tokens: readonly string[] | undefined
   readonly #tensors: readonly Tensor[]

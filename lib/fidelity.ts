@@ -9,13 +9,19 @@ import { type Selection, selectionOn } from './selection.js'
 import type { Tensor } from './tensor.js'
 import { queriesSection, rowsOf, type Window } from './window.js'
 
-/** What {@link fidelity} takes. */
-export interface FidelityOptions extends CallOptions {
+/** Queries of tokens that come after those of a cache. */
+export interface LaterQueries {
   /**
    * Per layer [H, k, d], or [S, H, k, d] for a batch: the k queries after the last token read, at positions `context`,
    * `context + 1` and so on, rotated like the keys; 1 to 128 of them. Of what they look at, tokens read meanwhile are left out.
    */
-  readonly later?: { readonly queries: readonly Tensor[] } | undefined
+  readonly queries: readonly Tensor[]
+}
+
+/** What {@link fidelity} takes. */
+export interface FidelityOptions extends CallOptions {
+  /** Also the errors over these. Default: none. */
+  readonly later?: LaterQueries | undefined
 }
 
 /** ||O_kept - O||_F / ||O||_F. */
@@ -28,6 +34,7 @@ export interface RelativeErrors {
 
 /** What {@link fidelity} gives: the errors over all layers together, and of each. */
 export interface Fidelity extends RelativeErrors {
+  /** [L] */
   readonly layers: readonly RelativeErrors[]
 }
 
@@ -112,7 +119,7 @@ function observation(window: Window, model: AttentionModel, state: CacheState): 
   return { ahead: 0, rows, queries: queriesSection(window, 'queries', rows, model, state) }
 }
 
-function continuation(later: { readonly queries: readonly Tensor[] }, model: AttentionModel, state: CacheState): Pass {
+function continuation(later: LaterQueries, model: AttentionModel, state: CacheState): Pass {
   const at = 'options.later.queries'
   object(later, 'options.later', 'an object with queries')
   const { queries } = later

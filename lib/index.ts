@@ -15,7 +15,7 @@ export { compact, type InPlaceTarget, type PagesTarget, type RaggedTarget, type 
 export { type BackendInfo, Device, type DeviceInfo, type DeviceName, type DeviceOptions, type InstructionSet, type Kernels } from './device.js'
 export { LaproxError, type LaproxErrorCode } from './errors.js'
 export { type Eviction, type EvictOptions, type EvictReport, evict } from './evict.js'
-export { type Fidelity, type FidelityOptions, fidelity, type RelativeErrors } from './fidelity.js'
+export { type Fidelity, type FidelityOptions, fidelity, type LaterQueries, type RelativeErrors } from './fidelity.js'
 export { AttentionModel, type ModelDescription, type PerLayer } from './model.js'
 export {
   type Aggregation,

@@ -8,7 +8,7 @@
  *
  * In names, `%d` is the layer, as in genai_config.json. Tensors are float32 or float16, in host memory.
  *
- * @module
+ * @module laprox/onnxruntime
  */
 import { Tensor as OnnxTensor } from 'onnxruntime-node'
 import { axesOf, type CacheState, cacheOf, KvCache, stateOf } from './cache.js'

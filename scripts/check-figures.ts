@@ -4,6 +4,9 @@
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { estimate, mean } from '#lib/evaluation/estimate'
+import type { Evaluation } from '#lib/evaluation/evaluation'
+import { pageFiles as evaluationPageFiles } from '../bench/evaluation/page.js'
 import { find } from '../bench/gpu/goals.js'
 import { pageFiles as gpuPageFiles } from '../bench/gpu/page.js'
 import type { Results as GpuResults, Result } from '../bench/gpu/results.js'
@@ -25,8 +28,13 @@ export function outdated(root: string): Outdated[] {
   const read = (file: string) => readFileSync(join(root, file), 'utf8')
   const cpu = JSON.parse(read('bench/results/cpu.json')) as Results
   const gpu = JSON.parse(read('bench/results/h200.json')) as GpuResults
-  const pages = new Map([...pageFiles('docs/benchmarks.md', cpu), ...gpuPageFiles('docs/benchmarks-gpu.md', gpu)])
-  const figures = { ...cpuFigures(cpu), ...gpuFigures(gpu) }
+  const evaluation = JSON.parse(read('docs/evaluation/results.json')) as Evaluation
+  const pages = new Map([
+    ...pageFiles('docs/benchmarks.md', cpu),
+    ...gpuPageFiles('docs/benchmarks-gpu.md', gpu),
+    ...[...evaluationPageFiles(evaluation)].map(([file, text]) => [`docs/evaluation/${file}`, text] as const),
+  ])
+  const figures = { ...cpuFigures(cpu), ...gpuFigures(gpu), ...qualityFigures(evaluation) }
   return [
     ...[...pages].flatMap(([file, text]) => {
       const found = read(file)
@@ -93,6 +101,30 @@ function gpuFigures({ machine, results }: GpuResults): Figures {
         ],
       ),
   }
+}
+
+/** What needle-lm answers: all prompts at 5 %, and what the demo shows of the first 64. */
+function qualityFigures(evaluation: Evaluation): Figures {
+  const titles: Record<string, string> = { single: 'one code', multi: 'two codes', passage: 'passage', text: 'loss rise (nats)' }
+  const policies = ['laprox', 'laprox-removal', 'laprox-bound', 'adakv', 'snapkv', 'streaming', 'random']
+  const cells = (name: string, keep: number, prompts?: number) => {
+    const contender = evaluation.contenders.find((one) => one.name === name && one.keep === keep)
+    if (contender === undefined) throw new Error(`docs/evaluation/results.json has no '${name}' at ${keep}`)
+    return evaluation.tasks.map((task) => {
+      const { value } = estimate(evaluation, contender, task.name, prompts)!
+      return `${task.judgedBy === 'loss' ? '+' : ''}${value.toFixed(2)}`
+    })
+  }
+  const full = evaluation.tasks.map(({ judgedBy, full }) => (judgedBy === 'loss' ? '' : mean(full).toFixed(2)))
+  const table = (shares: readonly number[], prompts?: number) =>
+    rows(
+      ['policy', 'kept', ...evaluation.tasks.map(({ name }) => titles[name]!)],
+      [
+        ['full cache', '100 %', ...full],
+        ...shares.flatMap((keep) => policies.map((name) => [`\`${name}\``, `${Number((100 * keep).toFixed(1))} %`, ...cells(name, keep, prompts)])),
+      ],
+    )
+  return { quality: () => table([0.05]), 'quality-64': () => table([0.05, 0.015], 64) }
 }
 
 const marked = /<!-- figures: (\S+) -->([\s\S]*?)<!-- \/figures -->/g

@@ -34,7 +34,8 @@ run('biome', bin('biome'), fix ? ['check', '--write'] : ['check', '--error-on-wa
 const text = [...listFiles('native', /\.(h|hpp|cpp|inl|cu|cuh)$/), ...listFiles('examples/c', /\.[ch]$/)]
 run('clang-format', bin('clang-format'), fix ? ['-i', ...text] : ['--dry-run', '--Werror', ...text])
 
-run('figures', bin('tsx'), [join('scripts', 'check-figures.ts'), ...(fix ? ['--write'] : [])])
+if (!existsSync(join(root, 'dist', 'index.js'))) report('figures', false, 'there is no dist/: npm run build:ts')
+else run('figures', bin('tsx'), [join('scripts', 'check-figures.ts'), ...(fix ? ['--write'] : [])])
 
 const { variables } = JSON.parse(readFileSync(join(root, 'native', 'sources.gypi'), 'utf8'))
 const listed = Object.values(variables).flat()
