@@ -8,7 +8,7 @@ if (reason !== undefined) {
   console.log(`skipped: ${reason}`)
 } else {
   // Of a model's factors and of the program's data and reference: racecheck does not get through them in minutes.
-  const slow = ['gram_kernel', 'cholesky', 'norm_kernel', 'bench'].flatMap((part) => ['--exclude', `kernel_substring=${part}`])
+  const slow = ['gram_kernel', 'cholesky', 'norm_kernel', 'bench'].flatMap((part) => ['--kernel-name-exclude', `kernel_substring=${part}`])
   const sizes = ['--answers', '--models', 'Llama-3.2-3B', '--tokens', '1024', '--inputs', 'peaked']
   for (const tool of ['memcheck', 'racecheck'])
     for (const kernels of ['hopper', 'portable']) {
