@@ -2,7 +2,8 @@ import { readFileSync } from 'node:fs'
 import { performance } from 'node:perf_hooks'
 import { Device, policies, Scores, select } from 'laprox'
 import { Random } from '#lib/cli/random'
-import { goal, type Measurement, type Settings, timing } from './measurement.js'
+import { timing } from '#lib/cli/timing'
+import { goal, type Measurement, type Settings } from './measurement.js'
 import { time } from './timing.js'
 
 /**

@@ -1,12 +1,5 @@
+import type { Timing } from '#lib/cli/timing'
 import type { Machine } from './machine.js'
-
-/** How long something took: milliseconds of one run, over so many of them. */
-export interface Timing {
-  readonly msMedian: number
-  readonly msP10: number
-  readonly msP90: number
-  readonly samples: number
-}
 
 /** What a benchmark is to show. */
 export interface Goal {
@@ -71,16 +64,6 @@ export interface Settings {
 
 /** A benchmark by the name that `--only` calls it: what it measures comes as it is there. */
 export type Benchmark = (settings: Settings) => AsyncIterable<Measurement>
-
-export function timing(samples: readonly number[]): Timing {
-  const sorted = Float64Array.from(samples).sort()
-  const quantile = (q: number): number => {
-    const at = q * (sorted.length - 1)
-    const [below, above] = [sorted[Math.floor(at)]!, sorted[Math.ceil(at)]!]
-    return below + (at - Math.floor(at)) * (above - below)
-  }
-  return { msMedian: quantile(0.5), msP10: quantile(0.1), msP90: quantile(0.9), samples: sorted.length }
-}
 
 export function goal(what: string, value: number, wanted: Goal['wanted'], limit: number, unit: Unit): Goal {
   const met = wanted === 'at least' ? value >= limit : wanted === 'at most' ? value <= limit : value < limit

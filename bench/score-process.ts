@@ -1,8 +1,8 @@
 import { Device, policies, score } from 'laprox'
 import type { LayerShape } from '#lib/cli/synthetic'
+import type { Timing } from '#lib/cli/timing'
 import { GramSession } from './gram-session.js'
 import { describe, readLayer } from './layer.js'
-import type { Timing } from './measurement.js'
 import { residentMemory } from './memory.js'
 import { time } from './timing.js'
 

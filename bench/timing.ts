@@ -1,5 +1,5 @@
 import { Bench } from 'tinybench'
-import { type Timing, timing } from './measurement.js'
+import { type Timing, timing } from '#lib/cli/timing'
 
 /** What is run. Where it gives a number back, that many milliseconds stand for how long it took. */
 export type Task = () => Promise<unknown>
