@@ -68,7 +68,7 @@ try {
   console.log('sanitizers: the C example is clean')
   runNode([join(root, 'scripts', 'leaks.mjs')], true)
   console.log('sanitizers: nothing leaks')
-  runNode([vitest, 'run', '--testTimeout=600000', ...process.argv.slice(2)], false)
+  runNode([vitest, 'run', '--testTimeout=600000', '--hookTimeout=600000', ...process.argv.slice(2)], false)
 } catch (error) {
   console.error(error.message)
   process.exitCode = 1

@@ -156,7 +156,7 @@ export function runJavaScript(program: Program): string {
   const file = fileName(program, program.blocks[0]!.language === 'cjs' ? 'cjs' : 'mjs')
   mkdirSync(folder, { recursive: true })
   writeFileSync(file, program.blocks.map(({ text }) => text).join('\n'))
-  const { status, stderr } = spawnSync(process.execPath, [file], { encoding: 'utf8', cwd: root, env: plain })
+  const { status, stderr } = spawnSync(process.execPath, [file], { encoding: 'utf8', cwd: root })
   return status === 0 ? '' : stderr
 }
 

@@ -19,7 +19,8 @@ function isExecutable(path: string): boolean {
   }
 }
 
-/** Its sandbox wants a user that is not root. */
+/** Its sandbox wants a user that is not root, and it cannot be with the sanitizers that a test's process is preloaded with. */
 export function launchChromium(): Promise<Browser> {
-  return launch({ executablePath: chromium!, headless: true, args: process.getuid?.() === 0 ? ['--no-sandbox'] : [] })
+  const args = process.getuid?.() === 0 ? ['--no-sandbox'] : []
+  return launch({ executablePath: chromium!, headless: true, args, env: { ...process.env, LD_PRELOAD: '' } })
 }
