@@ -1,3 +1,5 @@
+import { mean } from '#lib/evaluation/estimate'
+
 /** Means of named figures, each over the samples that have it. */
 export class Means<Name extends string = string> {
   readonly #samples = new Map<Name, number[]>()
@@ -11,7 +13,6 @@ export class Means<Name extends string = string> {
   }
 
   values(): Record<Name, number> {
-    const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
     return Object.fromEntries([...this.#samples].map(([name, values]) => [name, mean(values)])) as Record<Name, number>
   }
 }
