@@ -11,7 +11,8 @@
 // of shared memory. They come from L2 by bulk copies through a ring; the three warpgroups of a CTA that multiply read the same chunks, each at its
 // own pace: while one adds up its products the tensor cores work for the others. With 192 tokens a CTA the stream is 1.8 KB a token. A thread of a
 // fourth warpgroup keeps the ring full; its registers go to the others. (When the warp that was last to free a chunk refilled its place, every
-// instruction of that was waited for by all: 60 of them more cost 9 % of the time.)
+// instruction of that was waited for by all: 60 of them more cost 9 % of the time.) A warpgroup's own chain of instructions binds, more than the
+// tensor cores: whatever needs no products is done while some are under way.
 // Left operands from registers matter: from shared memory, a product of 64 x 128 x 16 would read 6 KB instead of 4 in 64 cycles, and at 128 bytes a
 // cycle shared memory, not the tensor cores, would bind. They also spare a fence between the copies of rows and the products.
 // A chunk holds the same columns of u for all heads that have them: sums over columns of products of heads never leave a thread (R <= 4; for more
@@ -61,14 +62,29 @@ struct HopperShape {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// A segment taken apart, once a tile: divisions are long chains of instructions.
+struct Place {
+  int segment;
+  int layer;
+  int sequence;
+  int head;
+
+  __device__ Place(const Geometry& g, int segment_) : segment(segment_) {
+    const int row = segment / g.kv_heads;
+    head = segment - row * g.kv_heads;
+    layer = row / g.sequences;
+    sequence = row - layer * g.sequences;
+  }
+};
+
 // Rows of a warp's 16 tokens into a swizzled tile: a lane looks one row up, all copy. Tokens that are not there become zero.
 template <int D>
-__device__ __forceinline__ void load_token_rows(const Geometry& g, const TokenLists& lists, int segment, int first, bool values, uint32_t to) {
+__device__ __forceinline__ void load_token_rows(const Geometry& g, const TokenLists& lists, const Place& place, int first, bool values, uint32_t to) {
   constexpr int kPieces = D / 8;
-  const LayerView& layer = g.layer[g.layer_of(segment)];
-  const Rows rows(layer, values ? layer.value : layer.key, g.sequence_of(segment), g.head_of(segment));
+  const LayerView& layer = g.layer[place.layer];
+  const Rows rows(layer, values ? layer.value : layer.key, place.sequence, place.head);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int own = lists.token(g, segment, first + lane % 16, lists.count(g, segment));
+  const int own = lists.token(g, place.segment, first + lane % 16, lists.count(g, place.segment));
   const auto address = own < 0 ? 0ull : reinterpret_cast<unsigned long long>(rows(own));
 #pragma unroll
   for (int i = 0; i < 16 * kPieces / 32; ++i) {
@@ -137,17 +153,19 @@ struct HopperJoint {
     if (lane == 0) barrier_arrive(memory + Shape::kReleases + ring.stage * 8);
     ring.advance();
   }
-  // Products are there and the chunk is no longer read.
+  // Products are there and the chunk is no longer read. They were committed right behind the last: anywhere else, that is a product of its own.
   template <int N>
   __device__ __forceinline__ void finish_products() {
-    wgmma_commit();
     wgmma_wait();
     wgmma_settle<N>(sums);
+    free_chunk();
   }
   // Units of a descriptor to k-step `step` of a tile of `rows` rows.
   __device__ __forceinline__ static int step_offset(int rows, int step) { return (step / 4 * rows * 128 + step % 4 * 32) >> 4; }
 
-  __device__ __forceinline__ void multiply_queries() {
+  // `meanwhile`: what is done while the tensor cores are at it.
+  template <typename Meanwhile>
+  __device__ __forceinline__ void multiply_queries(Meanwhile&& meanwhile) {
     wait_chunk();
     const uint64_t queries = chunk();
     wgmma_fence();
@@ -155,8 +173,9 @@ struct HopperJoint {
 #pragma unroll
     for (int step = 1; step < Shape::kSteps; ++step)
       wgmma<T, Shape::kQueryRows, false>(sums, left[step], queries + step_offset(Shape::kQueryRows, step));
+    wgmma_commit();
+    meanwhile();
     finish_products<Shape::kQueryRows>();
-    free_chunk();
   }
 
   // References of block b of 8 rows of the slab, for all heads. Waits for `after`, so that no more than a block of them is in registers.
@@ -338,7 +357,10 @@ struct HopperJoint {
     constexpr int kOwn = Step * 16 + 16 <= First ? 0 : Step * 16 + 16 - First < kColumns ? Step * 16 + 16 - First : kColumns;
     constexpr int kN = kRows - kColumns + kOwn;
     if constexpr (kN > 0) wgmma<T, kN, Step == Shape::kSteps - 1>(sums, left[Step], factor + step_offset(kRows, Step));
-    if constexpr (Step > 0) multiply_chunk<J, First, Step - 1>(factor);
+    if constexpr (Step > 0)
+      multiply_chunk<J, First, Step - 1>(factor);
+    else
+      wgmma_commit();
   }
   template <int J, int First>
   __device__ __forceinline__ void multiply_chunk_at(int first, uint64_t factor) {
@@ -351,18 +373,18 @@ struct HopperJoint {
     }
   }
 
-  template <int J>
-  __device__ __forceinline__ void multiply_values() {
+  template <int J, typename Meanwhile>
+  __device__ __forceinline__ void multiply_values(Meanwhile&& meanwhile) {
     constexpr int kColumns = chunk_columns(R - J, D);
 #pragma unroll 1
     for (int first = 0; first < D; first += kColumns) {
       wait_chunk();
       multiply_chunk_at<J, 0>(first, chunk());
+      if (J == 0 && first == 0) meanwhile();
       finish_products<(R - J) * kColumns>();
-      free_chunk();
       add_columns<J>();
     }
-    if constexpr (J + 1 < R) multiply_values<J + 1>();
+    if constexpr (J + 1 < R) multiply_values<J + 1>(meanwhile);
   }
 };
 
@@ -372,8 +394,8 @@ struct HopperStream {
   int slabs;
   FactorView factors;
 
-  __device__ int64_t head_of(const Geometry& g, int segment) const {
-    return static_cast<int64_t>(factors.slots[g.layer_of(segment)]) * g.kv_heads + g.head_of(segment);
+  __device__ int64_t head_of(const Geometry& g, const Place& place) const {
+    return static_cast<int64_t>(factors.slots[place.layer]) * g.kv_heads + place.head;
   }
 };
 
@@ -396,7 +418,7 @@ __device__ __forceinline__ void fill_ring(const Geometry& g, const int32_t* firs
     segment = segment_of_tile(first_tiles, g.segments, tile, segment);
     for (int slab = 0; slab < stream.slabs; ++slab)
       fill(stream.queries + (int64_t{segment} * stream.slabs + slab) * slab_bytes(R, D), slab_bytes(R, D));
-    const char* image = stream.factors.image + stream.head_of(g, segment) * stream.factors.image_bytes;
+    const char* image = stream.factors.image + stream.head_of(g, Place(g, segment)) * stream.factors.image_bytes;
     for (int j = 0; j < R; ++j) {
       const int columns = chunk_columns(R - j, D);
       const int bytes = chunk_bytes((R - j) * columns, D);
@@ -415,60 +437,64 @@ __device__ __forceinline__ void score_tiles(const Geometry& g, const int32_t* fi
   joint.lane = static_cast<int>(threadIdx.x) % 32;
   const int slabs = stream.slabs;
   const int tiles = first_tiles[g.segments];
-  int segment = 0;
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   const uint32_t rows = joint.memory + Shape::kRowsAt + warp * Shape::kRowBytes;
   joint.shared_pairs = reinterpret_cast<float*>(base + Shape::kPairsAt) + (warp * 16 + joint.lane / 4) * Shape::kPairStride;
 
   int tile = static_cast<int>(blockIdx.x);
+  Place place(g, 0);
   int first = 0;  // of the warp's tokens, in the segment's list
-  if (tile < tiles) {
-    segment = segment_of_tile(first_tiles, g.segments, tile, 0);
-    first = (tile - first_tiles[segment]) * Shape::kTokens + warp * 16;
-    load_token_rows<D>(g, lists, segment, first, false, rows);
-    commit_copies();
-  }
+  const auto find_tile = [&] {
+    place = Place(g, segment_of_tile(first_tiles, g.segments, tile, place.segment));
+    first = (tile - first_tiles[place.segment]) * Shape::kTokens + warp * 16;
+    load_token_rows<D>(g, lists, place, first, false, rows);
+  };
+  if (tile < tiles) find_tile();
+  commit_copies();
   while (tile < tiles) {
-    const int next_tile = tile + static_cast<int>(gridDim.x);
-    int next_segment = segment;
-    int next_first = 0;
-    if (next_tile < tiles) {
-      next_segment = segment_of_tile(first_tiles, g.segments, next_tile, segment);
-      next_first = (next_tile - first_tiles[next_segment]) * Shape::kTokens + warp * 16;
-    }
-    const LayerView& layer = g.layer[g.layer_of(segment)];
-    const int count = lists.count(g, segment);
-    const int first_row_position = g.row_position(segment, 0);
+    const Place now = place;
+    const LayerView& layer = g.layer[now.layer];
+    const int first_row_position = g.row_position(now.segment, 0);
     int token[2];
     Mask mask;
     mask.window = layer.sliding_window;
-    bool hidden = false;
+    bool masked = false;
+    const auto find_tokens = [&] {
+      const int count = lists.count(g, now.segment);
+      bool hidden = false;
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        token[row] = lists.token(g, now.segment, first + joint.lane / 4 + row * 8, count);
+        mask.position[row] = token[row] < 0 ? 0 : token_position(layer, now.sequence, now.head, token[row]);
+        hidden |= mask.position[row] > first_row_position ||
+                  (layer.sliding_window != 0 && first_row_position + g.rows - 1 - mask.position[row] >= layer.sliding_window);
+      }
+      masked = __any_sync(0xffffffffu, hidden);
+    };
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      token[row] = lists.token(g, segment, first + joint.lane / 4 + row * 8, count);
-      mask.position[row] = token[row] < 0 ? 0 : token_position(layer, g.sequence_of(segment), g.head_of(segment), token[row]);
-      hidden |= mask.position[row] > first_row_position ||
-                (layer.sliding_window != 0 && first_row_position + g.rows - 1 - mask.position[row] >= layer.sliding_window);
 #pragma unroll
       for (int h = 0; h < (Bound ? R : 1); ++h) joint.totals[row][h] = 0;
       if constexpr (Shape::kPairsInRegisters)
 #pragma unroll
         for (int p = 0; p < Shape::kPairGroups * 4; ++p) joint.pairs[row][p] = 0;
     }
-    const bool masked = __any_sync(0xffffffffu, hidden);
 
     wait_copies<0>();  // keys
     load_left<D>(rows, joint.left);
-    load_token_rows<D>(g, lists, segment, first, true, rows);
-    commit_copies();
     for (int slab = 0; slab < slabs; ++slab) {
-      joint.multiply_queries();
+      joint.multiply_queries([&] {
+        if (slab > 0) return;
+        find_tokens();
+        load_token_rows<D>(g, lists, now, first, true, rows);
+        commit_copies();
+      });
       if (layer.soft_cap > 0) {
         const SoftCap cap(layer);
 #pragma unroll
         for (int i = 0; i < Shape::kQueryRows / 2; ++i) joint.sums[i] = cap(joint.sums[i]);
       }
-      const float* slab_lse = lse + (int64_t{segment} * slabs + slab) * Shape::kQueryRows + joint.lane % 4 * 2;
+      const float* slab_lse = lse + (int64_t{now.segment} * slabs + slab) * Shape::kQueryRows + joint.lane % 4 * 2;
       mask.row_position = first_row_position + slab * slab_rows(R, D) + joint.lane % 4 * 2;
       if (masked)
         joint.template add_attention<true>(mask, layer.scale, slab_lse, slab == 0);
@@ -479,19 +505,18 @@ __device__ __forceinline__ void score_tiles(const Geometry& g, const int32_t* fi
 
     wait_copies<0>();  // values
     load_left<D>(rows, joint.left);
-    if (next_tile < tiles) load_token_rows<D>(g, lists, next_segment, next_first, false, rows);
-    commit_copies();
-    joint.template multiply_values<0>();
+    tile += static_cast<int>(gridDim.x);
+    joint.template multiply_values<0>([&] {
+      if (tile < tiles) find_tile();
+      commit_copies();
+    });
 
-    const float scale = stream.factors.scales[stream.head_of(g, segment)];
+    const float scale = stream.factors.scales[stream.head_of(g, now)];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float score = joint.finish_score(row);
-      if (joint.lane % 4 == 0 && token[row] >= 0) scores[segment * g.stride + token[row]] = score * scale * layer.weight;
+      if (joint.lane % 4 == 0 && token[row] >= 0) scores[now.segment * g.stride + token[row]] = score * scale * layer.weight;
     }
-    tile = next_tile;
-    segment = next_segment;
-    first = next_first;
   }
 }
 

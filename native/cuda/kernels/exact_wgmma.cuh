@@ -21,17 +21,18 @@ __device__ inline void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier
 __device__ inline void barrier_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
 }
+// Sleeps meanwhile: a thread that asks again and again takes issue slots of the warps beside it.
 __device__ inline void barrier_wait(uint32_t barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
       "@done bra over;\n"
       "bra again;\n"
       "over:\n"
       "}\n" ::"r"(barrier),
-      "r"(parity)
+      "r"(parity), "r"(1000000)
       : "memory");
 }
 // `bytes` (a multiple of 16) from global to shared memory; the barrier counts them.
