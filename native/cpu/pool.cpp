@@ -1,8 +1,31 @@
 #include "cpu/pool.hpp"
 
 namespace laprox::cpu {
+namespace {
 
-Pool::Pool(int threads) {
+constexpr int kSpins = 1000;  // some 50 microseconds where a pause takes 140 cycles
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Whether it came true while one looked.
+template <typename Condition>
+bool spin(int times, Condition&& condition) {
+  for (int i = 0; i < times; ++i) {
+    if (condition()) return true;
+    pause();
+  }
+  return condition();
+}
+
+}  // namespace
+
+Pool::Pool(int threads) : spins_(threads <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0) {
   workers_.reserve(static_cast<size_t>(threads - 1));
   try {
     for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
@@ -14,7 +37,7 @@ Pool::Pool(int threads) {
 Pool::~Pool() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    stopping_ = true;
+    stopping_.store(true, std::memory_order_relaxed);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -31,13 +54,15 @@ void Pool::run(int64_t count, const std::function<void(int64_t, int)>& task) {
     task_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);
-    busy_ = static_cast<int>(workers_.size());
-    ++round_;
+    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_release);
   }
   wake_.notify_all();
   take(0, task);
+  const auto done = [this] { return busy_.load(std::memory_order_acquire) == 0; };
+  if (spin(spins_, done)) return;
   std::unique_lock<std::mutex> lock(mutex_);
-  idle_.wait(lock, [this] { return busy_ == 0; });
+  idle_.wait(lock, done);
 }
 
 void Pool::take(int worker, const std::function<void(int64_t, int)>& task) {
@@ -46,16 +71,18 @@ void Pool::take(int worker, const std::function<void(int64_t, int)>& task) {
 
 void Pool::work(int worker) {
   uint64_t seen = 0;
-  std::unique_lock<std::mutex> lock(mutex_);
-  for (;;) {
-    wake_.wait(lock, [&] { return stopping_ || round_ != seen; });
-    if (stopping_) return;
-    seen = round_;
-    const auto* task = task_;
-    lock.unlock();
-    take(worker, *task);
-    lock.lock();
-    if (--busy_ == 0) idle_.notify_one();
+  const auto wanted = [&] { return stopping_.load(std::memory_order_relaxed) || round_.load(std::memory_order_acquire) != seen; };
+  for (int spins = 0;; spins = spins_) {
+    if (!spin(spins, wanted)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, wanted);
+    }
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    seen = round_.load(std::memory_order_acquire);
+    take(worker, *task_);
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+    { const std::lock_guard<std::mutex> lock(mutex_); }  // the caller either sees it or sleeps already
+    idle_.notify_one();
   }
 }
 

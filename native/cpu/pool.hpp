@@ -40,6 +40,8 @@ class Progress {
   std::mutex reporting_;
 };
 
+// A call is a few dozen rounds, which follow each other in microseconds: less than it takes to wake a thread. So whoever waits looks for some tens of
+// microseconds, if there is a processor for it, before it goes to sleep.
 class Pool {
  public:
   explicit Pool(int threads);
@@ -61,12 +63,13 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable idle_;
+  const int spins_;
   const std::function<void(int64_t, int)>* task_ = nullptr;
   int64_t count_ = 0;
   std::atomic<int64_t> next_{0};
-  uint64_t round_ = 0;
-  int busy_ = 0;
-  bool stopping_ = false;
+  std::atomic<uint64_t> round_{0};  // what belongs to a round is there before its number
+  std::atomic<int> busy_{0};
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace laprox::cpu
