@@ -98,7 +98,7 @@ void Device::check_alive() const {
   if (error != cudaErrorNotReady) check(error, "the device is lost");
 }
 
-Launch Device::launch(void* handle) const { return {stream(handle), properties_.multiProcessorCount, properties_.major >= 9}; }
+Launch Device::launch(void* handle) const { return {stream(handle), properties_.multiProcessorCount, properties_.major >= 9, &limits_}; }
 
 void* Device::allocate(lpx_memory kind, int64_t bytes, void* stream_handle) const {
   if (bytes == 0) bytes = 1;

@@ -1,7 +1,9 @@
-// Sums over the threads of a block, for any number of warps.
+// What the threads of a block do together, for any number of warps.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 namespace laprox::cuda {
 
@@ -35,6 +37,32 @@ __device__ T block_prefix(T value, T* scratch, T& total) {
     total += scratch[i];
   }
   return before + sum - value;
+}
+
+// Whether this block is the last of `blocks` to come here: then it sees what all of them have written.
+__device__ inline bool last_to_arrive(uint32_t* arrivals, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(arrivals, 1u) + 1 == blocks;
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+
+// firsts[x] = the sum of count(i) over i < x, for x from 0 to `size`.
+template <typename Count>
+__device__ void number_all(int size, Count&& count, int32_t* firsts) {
+  __shared__ int32_t scratch[32];
+  int32_t before = 0;
+  for (int first = 0; first < size; first += static_cast<int>(blockDim.x)) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    int32_t total = 0;
+    const int32_t own = block_prefix(i < size ? static_cast<int32_t>(count(i)) : 0, scratch, total);
+    if (i < size) firsts[i] = before + own;
+    before += total;
+  }
+  if (threadIdx.x == 0) firsts[size] = before;
 }
 
 }  // namespace laprox::cuda

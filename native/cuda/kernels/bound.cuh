@@ -10,17 +10,14 @@
 // 16 bytes of roots a load.
 #pragma once
 
-#include <cfloat>
-
 #include "cuda/kernels/scan.cuh"
+#include "cuda/kernels/scan_bound.cuh"
 #include "cuda/kernels/select_views.cuh"
 
 namespace laprox::cuda {
 
 inline constexpr int kBoundThreads = 256;
 inline constexpr int kBoundBlocks = 3;  // a multiprocessor
-inline constexpr float kBoundMargin = 1.001f;
-inline constexpr float kVanishedBound = 1e-37f;
 inline constexpr int kMaxBoundGroup = 64;
 
 struct BoundView {
@@ -71,8 +68,7 @@ __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const
     const LayerView& layer = g.layer[layer_index];
     if (known != segment) {
       __syncwarp();
-      for (int h = lane; h < g.group; h += 32)
-        factor[h] = b.singular[(int64_t{layer_index} * g.kv_heads + head) * g.group + h] * layer.weight * b.inflation[int64_t{segment} * g.group + h];
+      for (int h = lane; h < g.group; h += 32) factor[h] = bound_factor(g, layer, segment, h, b.singular, b.inflation);
       __syncwarp();
       known = segment;
     }
@@ -132,7 +128,7 @@ __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const
         if (token >= length) continue;
         const auto score = [&](float norm, float sum, int token) {
           const bool seen = token >= range.begin && token < range.end;
-          return -fminf(norm * (seen ? sum : 0.0f) * kBoundMargin + kVanishedBound, FLT_MAX);
+          return negated_bound(norm, seen ? sum : 0.0f);
         };
         *reinterpret_cast<float2*>(b.scores + segment * g.stride + token) = {score(norm[i].x, sum[i].x, token),
                                                                              score(norm[i].y, sum[i].y, token + 1)};
@@ -149,26 +145,19 @@ __global__ void __launch_bounds__(kBoundThreads)
   const Geometry& g = b.g;
   for (int segment = static_cast<int>(blockIdx.y); segment < g.segments; segment += static_cast<int>(gridDim.y)) {
     const int count = counts[segment];
-    const int head = g.head_of(segment);
-    const int layer_index = g.layer_of(segment);
-    const LayerView& layer = g.layer[layer_index];
-    const float* singular = b.singular + (int64_t{layer_index} * g.kv_heads + head) * g.group;
-    const bool kept = layer.value_norm.data != nullptr;
-    const Rows rows(layer, layer.value_norm, g.sequence_of(segment), head);
+    const LayerView& layer = g.layer[g.layer_of(segment)];
     const Range range = b.ranges[segment];
     for (int i = static_cast<int>(blockIdx.x) * kBoundThreads + static_cast<int>(threadIdx.x); i < count;
          i += static_cast<int>(gridDim.x) * kBoundThreads) {
       const int token = tokens[segment * g.stride + i];
       if (token < range.begin || token >= range.end) continue;  // not seen: there is no root, and the bound is as tight as can be
-      const int64_t at = segment * g.stride + token;
-      const float norm = kept ? *reinterpret_cast<const float*>(rows(token)) : b.norms[at];
       float sum = 0;
       for (int h = 0; h < g.group; ++h) {
         const __nv_bfloat16* roots = b.roots + (int64_t{segment} * b.panels + h / heads) * g.stride * heads;
-        sum += singular[h] * b.inflation[int64_t{segment} * g.group + h] * to_float(roots[int64_t{token} * heads + h % heads]);
+        sum += bound_factor(g, layer, segment, h, b.singular, b.inflation) * to_float(roots[int64_t{token} * heads + h % heads]);
       }
-      const float score = -fminf(norm * layer.weight * sum * kBoundMargin + kVanishedBound, FLT_MAX);
-      b.scores[at] = fmaxf(score, b.scores[at]);
+      float& score = b.scores[segment * g.stride + token];
+      score = fmaxf(negated_bound(value_norm(g, layer, segment, b.norms, token), sum), score);
     }
   }
 }

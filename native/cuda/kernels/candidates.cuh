@@ -2,14 +2,16 @@
 //
 //   first   those that reach the cut of the bounds: more than the budget, pooled
 //   loose   the others that reach what the first ones prove of the threshold: their bounds can be tightened
-//   second  what still reaches it then
-//   rest    all others, where the candidates are too many to be worth it
+//   second  what still reaches it then; or all others, where the candidates are too many to be worth it
+//   rest    these, where there was no loose list and the second one found that out
 //
 // Reads a score an entry and writes 4 bytes a listed entry. A warp takes a tile, counts, reserves its run of the
-// segment's list with one atomic, and writes it in ascending order; only the order of the tiles in a list may differ between runs.
+// segment's list with one atomic, and writes it in ascending order; only the order of the tiles in a list may differ between runs. Consecutive tiles
+// go to different blocks, since what is listed lies together. The last block numbers the tiles of those who take the list.
 #pragma once
 
 #include "cuda/kernels/blocks.cuh"
+#include "cuda/kernels/report.cuh"
 #include "cuda/kernels/select_views.cuh"
 
 namespace laprox::cuda {
@@ -17,15 +19,6 @@ namespace laprox::cuda {
 inline constexpr int kListThreadsOfTiles = 256;
 
 enum class List { kFirst, kLoose, kSecond, kRest };
-
-// What a pruned call counts. Zero at its start.
-struct PruneCounts {
-  unsigned long long candidates;  // in the first list or with a bound that reached the threshold, before it was tightened
-  unsigned long long exact;       // scores that were computed
-  uint32_t blocks_done;
-  uint32_t everything;  // the first list has all entries: the budget is large
-  uint32_t rest;        // the third list is wanted
-};
 
 struct CandidateView {
   const int32_t* lengths;  // [segments]
@@ -39,6 +32,8 @@ struct CandidateView {
   const uint32_t* floor_cuts;  // [segments] keys or null
   int32_t* tokens;             // [segments][stride]
   int32_t* counts;             // [segments]; zero before but for the rest, which is put behind the second list
+  int32_t* first_tiles;        // [segments + 1]: tiles of `tile` listed tokens before each segment
+  int32_t tile;
   PruneCounts* total;
   bool tightens;    // there is a loose list
   uint32_t* zeros;  // what is to be zero behind the first and the second list
@@ -52,9 +47,9 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
   follow_previous();
   if (*c.status != LPX_OK) return;
   if (kList == List::kRest && c.total->rest == 0) return;
+  const bool others = kList == List::kRest || (kList == List::kSecond && c.tightens && c.total->rest != 0);
   const bool counts_candidates = kList == List::kFirst || c.tightens == (kList == List::kLoose);
   __shared__ int64_t scratch[32];
-  __shared__ uint32_t finished;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   bool everything = false;
@@ -72,13 +67,12 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
   }
   if (kList == List::kFirst || kList == List::kSecond)
     for (int64_t i = blockIdx.x * kListThreadsOfTiles + threadIdx.x; i < c.zero_words; i += gridDim.x * kListThreadsOfTiles) c.zeros[i] = 0;
-  const int64_t tiles = c.tile_start[c.segments];
-  const int begin_tile = static_cast<int>(tiles * blockIdx.x / gridDim.x);
-  const int end_tile = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
+  const int tiles = c.tile_start[c.segments];
   unsigned long long candidates = 0;
-  int segment = begin_tile < end_tile ? segment_of_tile_together(c.tile_start, c.segments, begin_tile) : 0;
-  for (int tile = begin_tile + warp; tile < end_tile; tile += kListThreadsOfTiles / 32) {
-    while (c.tile_start[segment + 1] <= tile) ++segment;
+  int segment = 0;
+  constexpr int kWarps = kListThreadsOfTiles / 32;
+  for (int tile = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x); tile < tiles; tile += kWarps * static_cast<int>(gridDim.x)) {
+    segment = segment_of_tile(c.tile_start, c.segments, tile, segment);
     const int length = c.lengths[segment];
     const int begin = (tile - c.tile_start[segment]) * kTile;
     float cut = score_of(c.cuts[c.parts.of(segment)]);
@@ -96,7 +90,7 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
 #pragma unroll
     for (int i = 0; i < kTile / kRun * 4; ++i) {
       const float score = component(all[i / 4], i % 4);
-      if (score < 0 && (kList == List::kRest ? score > -cut : score <= -cut)) listed |= 1u << i;
+      if (score < 0 && (kList == List::kRest ? score > -cut : others || score <= -cut)) listed |= 1u << i;
     }
     if (!__any_sync(~0u, listed != 0)) continue;
     uint32_t word = gathered(listed, lane) & mask_of(lane, 0, length - begin);
@@ -115,58 +109,30 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
     int32_t* to = c.tokens + segment * c.stride + __shfl_sync(~0u, base, 31) + before - own_count;
     for (; word != 0; word &= word - 1) *to++ = begin + lane * 32 + __ffs(static_cast<int>(word)) - 1;
   }
-  if constexpr (kList == List::kRest) return;
-  candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));
-  if (threadIdx.x == 0 && candidates > 0) {
-    if (kList != List::kLoose) atomicAdd(&c.total->exact, candidates);
-    if (counts_candidates) atomicAdd(&c.total->candidates, candidates);
+  if constexpr (kList != List::kRest) {
+    candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));
+    if (threadIdx.x == 0 && candidates > 0) {
+      if (kList != List::kLoose) atomicAdd(&c.total->exact, candidates);
+      if (counts_candidates) atomicAdd(&c.total->candidates, candidates);
+    }
   }
-  if (kList == List::kFirst || !counts_candidates) return;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    finished = atomicAdd(&c.total->blocks_done, 1u);
+  if (!last_to_arrive(&c.total->blocks_done, gridDim.x)) return;
+  bool too_many = false;
+  if (kList != List::kFirst && kList != List::kRest && counts_candidates) {
+    int64_t entries = 0;
+    for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) entries += c.parts.entries[part];
+    entries = block_sum(entries, scratch);
+    const auto all = static_cast<double>(__ldcg(&c.total->candidates));
+    too_many = c.total->everything == 0 && all > c.worthwhile_candidates * static_cast<double>(entries);
   }
+  // Where all scores are computed no bound need be tight.
+  number_all(c.segments, [&](int i) { return kList == List::kLoose && too_many ? 0 : (__ldcg(c.counts + i) + c.tile - 1) / c.tile; }, c.first_tiles);
   __syncthreads();
-  if (finished + 1 != gridDim.x) return;
-  int64_t entries = 0;
-  for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) entries += c.parts.entries[part];
-  entries = block_sum(entries, scratch);
-  __threadfence();
-  const auto all = static_cast<double>(__ldcg(&c.total->candidates));
-  if (c.total->everything != 0 || all <= c.worthwhile_candidates * static_cast<double>(entries)) return;
-  if (threadIdx.x == 0) c.total->rest = 1;
-  if (kList == List::kLoose)  // all scores are computed: no bound need be tight
+  if (kList == List::kLoose && too_many)
     for (int i = threadIdx.x; i < c.segments; i += blockDim.x) c.counts[i] = 0;
-}
-
-struct Text {
-  char characters[64];
-};
-
-// What the report says beside what Select wrote.
-__global__ void report_pruning(const int32_t* status, const PruneCounts* total, Text large_budget, Text obstacle, lpx_report* report) {
-  follow_previous();
-  if (*status != LPX_OK) return;
-  const int64_t entries = report->entries;
-  const bool full = total == nullptr || total->everything != 0 || total->rest != 0 || entries == 0;
-  report->path = full ? LPX_PATH_FULL : LPX_PATH_PRUNED;
-  report->candidates = full ? entries : static_cast<int64_t>(total->candidates);
-  report->exact_scores = full ? entries : static_cast<int64_t>(total->exact);
-  Text text{};
-  if (total == nullptr) {
-    text = obstacle;
-  } else if (total->everything != 0) {
-    text = large_budget;
-  } else if (total->rest != 0) {
-    const int percent = static_cast<int>(100.0 * static_cast<double>(total->candidates) / static_cast<double>(entries) + 0.5);
-    const char* end = " % of the entries are candidates";
-    char* to = text.characters;
-    if (percent >= 100) *to++ = '1';
-    if (percent >= 10) *to++ = static_cast<char>('0' + percent / 10 % 10);
-    *to++ = static_cast<char>('0' + percent % 10);
-    for (; *end != 0; ++end) *to++ = *end;
-  }
-  for (int i = 0; i < 64; ++i) report->fallback[i] = text.characters[i];
+  if (threadIdx.x != 0) return;
+  c.total->blocks_done = 0;
+  if (too_many) c.total->rest = 1;
 }
 
 }  // namespace laprox::cuda

@@ -41,11 +41,6 @@ struct TargetChunk {
   TargetLayer layer[kSize];
 };
 
-__global__ void store_targets(const __grid_constant__ TargetChunk chunk, int count, TargetLayer* to) {
-  follow_previous();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = chunk.layer[i];
-}
-
 struct Move {
   Geometry from;
   const int32_t* tokens;   // of the selection
@@ -72,6 +67,22 @@ __device__ inline int64_t pages_for(int64_t rows, int64_t page_size) { return (r
 __device__ inline bool inside(const PlaneView& plane, int64_t bytes, int64_t page, int64_t rows, int64_t row_bytes) {
   if (plane.data == nullptr || rows == 0) return true;
   return page >= 0 && page * plane.page_stride + (rows - 1) * plane.token_stride + row_bytes <= bytes;
+}
+
+// Where rows go, from the parameters; whether those of a ragged target, which is in the first chunk, stay inside it.
+__global__ void store_targets(const __grid_constant__ Move m, const __grid_constant__ TargetChunk chunk, int count, TargetLayer* to) {
+  follow_previous();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = chunk.layer[i];
+  if (m.target != LPX_TO_RAGGED || threadIdx.x != 0) return;
+  const TargetLayer& flat = chunk.layer[0];
+  const int64_t rows = m.offsets[m.from.segments];
+  if (!inside(flat.key, flat.key_bytes, 0, rows, m.row_bytes) || !inside(flat.value, flat.value_bytes, 0, rows, m.row_bytes) ||
+      !inside(flat.position, flat.position_bytes, 0, rows, 4) || !inside(flat.value_norm, flat.value_norm_bytes, 0, rows, 4))
+    report_status(m.from.status, LPX_OUT_OF_BOUNDS);
+}
+
+__device__ inline void store_length(const Move& m, int segment) {
+  if (m.lengths != nullptr) m.lengths[segment] = static_cast<int32_t>(m.offsets[segment + 1] - m.offsets[segment]);
 }
 
 // A selection that fits: offsets ascend, tokens ascend inside their segment. Reads every token once.
@@ -141,15 +152,6 @@ __global__ void __launch_bounds__(256) fill_tables(const __grid_constant__ Move 
       m.page_table[int64_t{segment} * m.table_width + p] = page;
     }
   }
-}
-
-__global__ void check_ragged(const __grid_constant__ Move m) {
-  follow_previous();
-  const TargetLayer& to = m.layer[0];
-  const int64_t rows = m.offsets[m.from.segments];
-  if (!inside(to.key, to.key_bytes, 0, rows, m.row_bytes) || !inside(to.value, to.value_bytes, 0, rows, m.row_bytes) ||
-      !inside(to.position, to.position_bytes, 0, rows, 4) || !inside(to.value_norm, to.value_norm_bytes, 0, rows, 4))
-    report_status(m.from.status, LPX_OUT_OF_BOUNDS);
 }
 
 // Pages whose every row has moved away: behind the longest kept segment that uses them. One block.
@@ -273,6 +275,8 @@ __device__ inline char* row_at(const PlaneView& plane, int64_t page, int64_t slo
 __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant__ Move m) {
   follow_previous();
   if (*m.from.status != LPX_OK) return;
+  for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < m.from.segments; i += static_cast<int>(gridDim.x * blockDim.x))
+    store_length(m, i);
   const int lane = threadIdx.x % 32;
   const int64_t total = m.offsets[m.from.segments];
   const int64_t warps = int64_t{gridDim.x} * (kMoveThreads / 32);
@@ -313,13 +317,6 @@ __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant_
     else
       copy_rows<uint16_t>(key, key_to, value, value_to, count, m.row_bytes, lane);
   }
-}
-
-__global__ void store_lengths(const __grid_constant__ Move m) {
-  follow_previous();
-  if (*m.from.status != LPX_OK) return;
-  const int segment = blockIdx.x * blockDim.x + threadIdx.x;
-  if (segment < m.from.segments) m.lengths[segment] = static_cast<int32_t>(m.offsets[segment + 1] - m.offsets[segment]);
 }
 
 // One plane of a segment, rows of `row_bytes` in pieces of T. All threads of the block.
@@ -365,6 +362,7 @@ __global__ void __launch_bounds__(kInPlaceThreads) move_in_place(const __grid_co
   follow_previous();
   if (*m.from.status != LPX_OK) return;
   const int segment = blockIdx.x;
+  if (blockIdx.y == 0 && threadIdx.x == 0) store_length(m, segment);
   const LayerView& layer = m.from.layer[m.from.layer_of(segment)];
   const int sequence = m.from.sequence_of(segment);
   const int head = m.from.head_of(segment);

@@ -37,35 +37,44 @@ struct SoftCap {
   }
 };
 
-inline constexpr int kPackThreads = 512;
+// Where packed queries go.
+struct PackedQueries {
+  char* image;     // [segments][slabs][slab_bytes]; null: not wanted
+  float* lse;      // [segments][slabs][group * slab_rows]
+  bool only_last;  // all rows but the last of the window count as absent
+};
 
-// grid (segments, slabs). image [segments][slabs][slab_bytes], lse [segments][slabs][group * slab_rows]. only_last: all rows but the last of the
-// window count as absent.
-template <typename T>
-__global__ void __launch_bounds__(kPackThreads) query_kernel(Geometry g, bool only_last, const float* log_sums, char* image, float* lse) {
-  follow_previous();
-  if (*g.status != LPX_OK) return;
-  const int segment = static_cast<int>(blockIdx.x);
-  const int slab = static_cast<int>(blockIdx.y);
+// The queries of a segment, by a whole block.
+__device__ inline void pack_queries(const Geometry& g, const PackedQueries& packed, int segment) {
+  constexpr int kElement = 2;  // bytes
   const LayerView& layer = g.layer[g.layer_of(segment)];
   const int slab_height = slab_rows(g.group, g.head_dim);
+  const int slabs = (g.rows + slab_height - 1) / slab_height;
   const int rows = g.group * slab_height;
   const int pieces = feature_panels(g.head_dim) * 8;
-  const int64_t tile = int64_t{segment} * gridDim.y + slab;
-  char* to = image + tile * slab_bytes(g.group, g.head_dim);
-  for (int i = static_cast<int>(threadIdx.x); i < rows * pieces; i += kPackThreads) {
-    const int row = i / pieces;
-    const int feature = i % pieces * 8;
-    const int h = row / slab_height;
-    const int q = slab * slab_height + row % slab_height;
-    uint4 piece = {};
-    if (q < g.rows && feature < g.head_dim && g.row_position(segment, q) >= 0)
-      piece = *reinterpret_cast<const uint4*>(query_row(g, layer, g.sequence_of(segment), g.head_of(segment), h, q) + feature * sizeof(T));
-    *reinterpret_cast<uint4*>(to + swizzled(rows, row, feature)) = piece;
-    if (feature == 0) {
-      const bool there = q < g.rows && (!only_last || q == g.rows - 1);
-      lse[tile * rows + row] = there ? log_sums[int64_t{segment} * g.group * g.rows + h * g.rows + q] : INFINITY;
+  const char* const queries = query_row(g, layer, g.sequence_of(segment), g.head_of(segment), 0, 0);
+  const int first_position = g.row_position(segment, 0);
+  char* to = packed.image + int64_t{segment} * slabs * slab_bytes(g.group, g.head_dim);
+  for (int slab = 0; slab < slabs; ++slab, to += slab_bytes(g.group, g.head_dim)) {
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < rows * pieces; i += static_cast<int>(blockDim.x)) {
+      const int row = i / pieces;
+      const int feature = i % pieces * 8;
+      const int q = slab * slab_height + row % slab_height;
+      const char* const from = queries + row / slab_height * layer.query_head_stride + q * layer.query_row_stride + feature * kElement;
+      const bool exists = q < g.rows && feature < g.head_dim && first_position + q >= 0;
+      *reinterpret_cast<uint4*>(to + swizzled(rows, row, feature)) = exists ? *reinterpret_cast<const uint4*>(from) : uint4{};
     }
+  }
+}
+
+// The log-sum-exps [m] of a head's, likewise.
+__device__ inline void pack_log_sums(const Geometry& g, const PackedQueries& packed, int segment, int h, const float* log_sums) {
+  const int slab_height = slab_rows(g.group, g.head_dim);
+  const int slabs = (g.rows + slab_height - 1) / slab_height;
+  for (int q = static_cast<int>(threadIdx.x); q < slabs * slab_height; q += static_cast<int>(blockDim.x)) {
+    const int64_t slab = int64_t{segment} * slabs + q / slab_height;
+    packed.lse[(slab * g.group + h) * slab_height + q % slab_height] = q < g.rows && (!packed.only_last || q == g.rows - 1) ? log_sums[q] : INFINITY;
   }
 }
 

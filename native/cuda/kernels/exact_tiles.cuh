@@ -1,6 +1,7 @@
-// Which tile of which segment: the work of a persistent grid, cut on the device from lengths or from lists of tokens.
+// Which tile of which segment: the work of a persistent grid, cut on the device from lengths or (kernels/candidates.cuh) from lists of tokens.
 #pragma once
 
+#include "cuda/kernels/blocks.cuh"
 #include "cuda/kernels/views.cuh"
 
 namespace laprox::cuda {
@@ -21,28 +22,10 @@ struct TokenLists {
 };
 
 // first_tiles[x] = tiles of `tile` tokens before segment x; first_tiles[segments] = all. One CTA of 1024 threads.
-static __global__ void __launch_bounds__(1024) tile_kernel(Geometry g, TokenLists lists, int tile, int32_t* first_tiles) {
+static __global__ void __launch_bounds__(1024) tile_kernel(Geometry g, int tile, int32_t* first_tiles) {
   follow_previous();
-  __shared__ int32_t sums[1024];
-  int32_t carried = 0;
   const bool failed = *g.status != LPX_OK;
-  const int id = static_cast<int>(threadIdx.x);
-  for (int first = 0; first < g.segments; first += 1024) {
-    const int segment = first + id;
-    const int tiles = segment < g.segments && !failed ? (lists.count(g, segment) + tile - 1) / tile : 0;
-    sums[id] = tiles;
-    __syncthreads();
-    for (int step = 1; step < 1024; step *= 2) {
-      const int32_t before = id >= step ? sums[id - step] : 0;
-      __syncthreads();
-      sums[id] += before;
-      __syncthreads();
-    }
-    if (segment < g.segments) first_tiles[segment] = carried + sums[id] - tiles;
-    carried += sums[1023];
-    __syncthreads();
-  }
-  if (id == 0) first_tiles[g.segments] = carried;
+  number_all(g.segments, [&](int segment) { return failed ? 0 : (g.lengths[segment] + tile - 1) / tile; }, first_tiles);
 }
 
 }  // namespace laprox::cuda

@@ -30,10 +30,11 @@ struct LayerBatch {
   LayerLimits limits[kUploadLayers];
 };
 
-// Parameters are copied when a launch is enqueued or captured: no host memory has to stay. A word a thread.
+// Parameters are copied when a launch is enqueued or captured: no host memory has to stay. A word a thread. `zeros` is what begins as zero.
 __global__ void __launch_bounds__(kPlanThreads)
-    upload_layers(const __grid_constant__ LayerBatch batch, int count, LayerView* views, LayerLimits* limits) {
+    upload_layers(const __grid_constant__ LayerBatch batch, int count, LayerView* views, LayerLimits* limits, int32_t* zeros, int zero_words) {
   follow_previous();
+  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < zero_words) zeros[threadIdx.x] = 0;
   constexpr int kViewWords = sizeof(LayerView) / sizeof(uint64_t);
   constexpr int kLimitWords = sizeof(LayerLimits) / sizeof(uint64_t);
   static_assert(sizeof(LayerView) % sizeof(uint64_t) == 0 && sizeof(LayerLimits) % sizeof(uint64_t) == 0, "whole words");
@@ -49,7 +50,7 @@ __device__ inline bool page_fits(const PlaneView& plane, int64_t bytes, int64_t 
   return page * plane.page_stride + (rows - 1) * plane.token_stride + head * plane.head_stride + row_bytes <= bytes;
 }
 
-// <<<segments, kPlanThreads>>>. `fresh`: the status belongs to this call alone and begins as LPX_OK.
+// <<<segments, kPlanThreads>>>
 __global__ void plan_segments(Geometry g, const LayerLimits* limits, const int32_t* context_lengths, int64_t row_bytes, int32_t* lengths,
                               int32_t* contexts) {
   follow_previous();

@@ -9,7 +9,7 @@
 // each with half of a tile's tokens.
 #pragma once
 
-#include "cuda/kernels/scan.cuh"
+#include "cuda/kernels/scan_results.cuh"
 
 namespace laprox::cuda {
 
@@ -373,20 +373,31 @@ __device__ inline void log_sum_mma(const ScanView& v, const Piece& piece, int pa
     v.partials[piece.index * v.padded_rows + (panel * v.panel_bands + warp) * kBand + lane] = log_sum;
 }
 
-// A block a (segment, panel) of a sample, else a (worker, panel).
+// A block a (segment, panel) of a sample; its end numbers the tiles.
 template <typename T, int D>
-__global__ void __launch_bounds__(32 * kLogSumWarps, 2) log_sums_mma(ScanView v, bool sample) {
+__global__ void __launch_bounds__(32 * kLogSumWarps, 2) sample_mma(const __grid_constant__ ScanView v) {
   follow_previous();
   extern __shared__ __align__(128) char memory[];
   __shared__ float storage[kLogSumWarps / 2][kBand][2];
   OnlineSum(&shared)[kLogSumWarps / 2][kBand] = reinterpret_cast<OnlineSum(&)[kLogSumWarps / 2][kBand]>(storage);
-  if (*v.g.status != LPX_OK || (!sample && v.outgrown[v.g.segments] == 0)) return;
-  const int panel = static_cast<int>(blockIdx.x) % v.panels;
-  const int number = static_cast<int>(blockIdx.x) / v.panels;
-  Piece piece{number, 0, 0, 0};
-  if (sample) return log_sum_mma<T, D>(v, piece, panel, true, memory, shared);
-  for (Pieces pieces(v, number); pieces.next(piece);)
-    if (v.outgrown[piece.segment] != 0) log_sum_mma<T, D>(v, piece, panel, false, memory, shared);
+  if (*v.g.status != LPX_OK) return;
+  const Piece piece{static_cast<int>(blockIdx.x) / v.panels, 0, 0, 0};
+  log_sum_mma<T, D>(v, piece, static_cast<int>(blockIdx.x) % v.panels, true, memory, shared);
+  if (last_to_arrive(v.g.arrivals + kSampled, gridDim.x)) number_seen_tiles(v);
+}
+
+// A block a (worker, panel): again from all tokens, where a reference was outgrown.
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * kLogSumWarps, 2) repair_mma(const __grid_constant__ ScanView v, const __grid_constant__ ScanResults to) {
+  follow_previous();
+  extern __shared__ __align__(128) char memory[];
+  __shared__ float storage[kLogSumWarps / 2][kBand][2];
+  OnlineSum(&shared)[kLogSumWarps / 2][kBand] = reinterpret_cast<OnlineSum(&)[kLogSumWarps / 2][kBand]>(storage);
+  if (*v.g.status != LPX_OK || v.outgrown[v.g.segments] == 0) return;
+  Piece piece;
+  for (Pieces pieces(v, static_cast<int>(blockIdx.x) / v.panels); pieces.next(piece);)
+    if (v.outgrown[piece.segment] != 0) log_sum_mma<T, D>(v, piece, static_cast<int>(blockIdx.x) % v.panels, false, memory, shared);
+  finish_repair(v, to);
 }
 
 }  // namespace laprox::cuda

@@ -4,7 +4,7 @@
 // them with one key row after another. K is read m / 8 times (from the caches, mostly). Formulas in scan.cuh; here a panel is one query head.
 #pragma once
 
-#include "cuda/kernels/scan.cuh"
+#include "cuda/kernels/scan_results.cuh"
 
 namespace laprox::cuda {
 
@@ -139,9 +139,10 @@ __device__ inline void scan_plain_piece(const ScanView& v, lpx_dtype window, con
   }
 }
 
-// A block a (segment, head) of a sample, else a (worker, head).
+// A block a (segment, head) of a sample, else a (worker, head). A sample's end numbers the tiles, a repair's finishes it.
 template <typename T, ScanMode Mode>
-__global__ void __launch_bounds__(kPlainThreads) scan_plain(ScanView v, lpx_dtype window) {
+__global__ void __launch_bounds__(kPlainThreads)
+    scan_plain(const __grid_constant__ ScanView v, lpx_dtype window, const __grid_constant__ ScanResults to) {
   follow_previous();
   __shared__ float queries[kPlainRows][kMaxHeadDim];
   if (*v.g.status != LPX_OK || (Mode == ScanMode::kRepair && v.outgrown[v.g.segments] == 0)) return;
@@ -149,10 +150,12 @@ __global__ void __launch_bounds__(kPlainThreads) scan_plain(ScanView v, lpx_dtyp
   Piece piece{static_cast<int>(blockIdx.x) / v.panels, 0, 0, 0};
   if constexpr (Mode == ScanMode::kSample) {
     scan_plain_piece<T, Mode>(v, window, piece, head, queries);
+    if (last_to_arrive(v.g.arrivals + kSampled, gridDim.x)) number_seen_tiles(v);
   } else {
     Pieces pieces(v, static_cast<int>(blockIdx.x) / v.panels);
     while (pieces.next(piece))
       if (Mode == ScanMode::kSums || v.outgrown[piece.segment] != 0) scan_plain_piece<T, Mode>(v, window, piece, head, queries);
+    if constexpr (Mode == ScanMode::kRepair) finish_repair(v, to);
   }
 }
 

@@ -5,12 +5,21 @@
 
 namespace laprox::cuda {
 
-// Roots of listed tokens, or scores from a statistic of attention: of each head over the window's rows, aggregated over the heads of the group.
+// What bounds of scores are made of beside attention.
+struct BoundTerms {
+  const float* singular;   // [layers][query heads]
+  const float* inflation;  // [segments][R]
+  const float* norms;      // [segments][stride]: ||v|| in layers whose cache keeps none
+};
+
+// Roots or bounds of listed tokens, or scores from a statistic of attention: of each head over the window's rows, aggregated over the heads of the
+// group.
 struct StatisticView {
   const float* log_sums;  // [segments][R * m]
   const int32_t* tokens;  // [segments][stride]: lists
   const int32_t* counts;  // [segments]
-  float* scores;          // [segments][stride]
+  BoundTerms bound;
+  float* scores;  // [segments][stride]
   lpx_aggregation aggregation;
   bool mean;       // of the rows that exist
   bool only_last;  // of the window's rows

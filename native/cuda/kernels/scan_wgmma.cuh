@@ -12,6 +12,7 @@
 
 #include "cuda/kernels/hopper.cuh"
 #include "cuda/kernels/scan.cuh"
+#include "cuda/kernels/scan_bound.cuh"
 #include "cuda/kernels/scan_statistic.cuh"
 
 namespace laprox::cuda {
@@ -54,7 +55,7 @@ struct WgmmaScan {
 // What a scan is for.
 enum class ScanFor {
   kSums,     // log-sum-exps, and roots where they are wanted
-  kRoots,    // roots of listed tokens, with known log-sum-exps
+  kRoots,    // roots of listed tokens, with known log-sum-exps; where a panel has all heads, their bounds instead
   kAverage,  // likewise scores of all tokens from sums of attention
   kEnergy    // and from sums of its squares
 };
@@ -179,7 +180,11 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   } else if (threadIdx.x < Scan::kRows) {
     const PanelRow row = panel_row(v, panel, threadIdx.x / kBand, threadIdx.x % kBand);
     const bool counts = row_exists(v, segment, row) && (!statistic.only_last || row.query == g.rows - 1);
-    shared.references[threadIdx.x] = counts ? statistic.log_sums[(int64_t{segment} * g.group + row.head) * g.rows + row.query] : INFINITY;
+    if (counts)
+      copy_async_4(shared_address(&shared.references[threadIdx.x]),
+                   statistic.log_sums + (int64_t{segment} * g.group + row.head) * g.rows + row.query);
+    else
+      shared.references[threadIdx.x] = INFINITY;
   }
   commit_copies();
   for (int i = 0; i < Scan::kStages - 1; ++i) {
@@ -198,6 +203,9 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   __nv_bfloat16* roots = nullptr;
   if ((For == ScanFor::kSums || For == ScanFor::kRoots) && v.roots != nullptr && owns)
     roots = v.roots + (int64_t{segment} * v.panels + panel) * g.stride * heads + band / head_bands;
+  const bool bounds = kListed && v.panels == 1;
+  float head_factor = 0;  // a head's share of a bound
+  if (bounds && owns) head_factor = bound_factor(g, layer, segment, head, statistic.bound.singular, statistic.bound.inflation);
   const float scale = For == ScanFor::kAverage || For == ScanFor::kEnergy ? statistic.scale(g, segment, layer.weight) : 1.0f;
   const bool linear = For == ScanFor::kAverage && statistic.aggregation != LPX_AGGREGATE_MAX && statistic.aggregation != LPX_AGGREGATE_RSS;
   const float2* const references = reinterpret_cast<const float2*>(shared.references) + lane % 4;
@@ -231,7 +239,15 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
       token[j] = kListed ? listed_token(at) : at;
     }
     bool full = first >= range.full_begin && first + kScanTile <= range.full_end;
+    float norm[2] = {};
+    float before[2] = {};  // bounds, as negative scores
     if constexpr (kListed) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (!bounds || lane % 4 != 0 || token[j] < 0) continue;
+        norm[j] = value_norm(g, layer, segment, statistic.bound.norms, token[j]);
+        before[j] = statistic.scores[segment * g.stride + token[j]];
+      }
       full = true;
 #pragma unroll
       for (int j = 0; j < 2; ++j) full = full && (token[j] < 0 || (token[j] >= range.full_begin && token[j] < range.full_end));
@@ -304,17 +320,26 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
         if (head_bands >= 2) total += __shfl_xor_sync(0xffffffffu, total, 1);
         if (head_bands >= 3) total += __shfl_xor_sync(0xffffffffu, total, 2);
       }
-      if constexpr (For == ScanFor::kSums || For == ScanFor::kRoots) {
+      if (kListed && bounds) {
+        float sum = owns ? head_factor * root(total + kVanishedSquares) : 0.0f;  // what others have may be infinite
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        // What no row sees has a bound as tight as can be.
+        if (lane % 4 == 0 && at >= range.begin && at < range.end)
+          statistic.scores[segment * g.stride + at] = fmaxf(negated_bound(norm[i], sum), before[i]);
+      } else if constexpr (For == ScanFor::kSums || For == ScanFor::kRoots) {
         if (roots != nullptr && at >= 0 && at < range.end) roots[int64_t{at} * heads] = root_of_squares(total);
       } else {
         if (!linear) total = aggregate_quad(For == ScanFor::kEnergy ? sqrtf(total) : total, owns, statistic.aggregation);
-        if (lane % 4 != 0 || at >= range.end) continue;
-        float* const out = statistic.scores + segment * g.stride + at;
-        if (panel > 0) total = statistic.aggregation == LPX_AGGREGATE_MAX ? (total > *out || total != total ? total : *out) : total + *out;
-        if (panel + 1 == v.panels) total = scale * (statistic.aggregation == LPX_AGGREGATE_RSS ? sqrtf(total) : total);
-        *out = total;
+        if (lane % 4 == 0 && at < range.end) {
+          float* const out = statistic.scores + segment * g.stride + at;
+          if (panel > 0) total = statistic.aggregation == LPX_AGGREGATE_MAX ? (total > *out || total != total ? total : *out) : total + *out;
+          if (panel + 1 == v.panels) total = scale * (statistic.aggregation == LPX_AGGREGATE_RSS ? sqrtf(total) : total);
+          *out = total;
+        }
       }
     }
+    __syncwarp();  // barriers and products are of whole warps
   }
 
   if constexpr (For == ScanFor::kSums) {

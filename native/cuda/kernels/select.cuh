@@ -24,6 +24,7 @@
 #pragma once
 
 #include "cuda/kernels/blocks.cuh"
+#include "cuda/kernels/report.cuh"
 #include "cuda/kernels/select_views.cuh"
 
 namespace laprox::cuda {
@@ -37,6 +38,7 @@ static_assert(kStage >= kRun + 2 * (kMaxHalo + 1));
 inline constexpr int kNarrow = 31;        // neighbours on each side that masks are widened by
 inline constexpr int kShuffled = 3;       // and that lanes beside have
 inline constexpr int kMaxRangeBits = 22;  // of a sampled range: what two passes of 2048 bins take apart
+inline constexpr int kMostBits = 13;      // of a histogram
 
 // What a search looks for, or goes on with.
 enum class Goal {
@@ -77,9 +79,9 @@ struct RankPass {
   const int64_t* floor_ties;    // [segments]: and so many of just it
   Goal goal;
   double share;
-  double deviations;  // of a sample that a range allows for
-  int32_t bits;       // of the histogram
-  int32_t index;      // of the pass
+  float deviations;  // of a sample that a range allows for
+  int32_t bits;      // of the histogram
+  int32_t index;     // of the pass
   Collected collected;
 
   __device__ bool first() const { return goal != Goal::kContinue && goal != Goal::kBudget && goal != Goal::kProve; }
@@ -269,8 +271,8 @@ __device__ inline void add_broken(const Ranks& ranks, int part, uint32_t non_fin
   atomicAdd(ranks.forced + part, forced);
 }
 
-// How many keys a search looks for; `total` of them are in the histogram.
-__device__ inline int64_t goal_of(const RankPass& p, int part, int64_t total) {
+// How many keys a search looks for.
+__device__ inline int64_t goal_of(const RankPass& p, int part) {
   const Ranks& ranks = p.ranks;
   switch (p.goal) {
     case Goal::kSample: return p.parts.quota[part] - p.parts.guarded[part];
@@ -279,10 +281,8 @@ __device__ inline int64_t goal_of(const RankPass& p, int part, int64_t total) {
     case Goal::kProve: return p.parts.quota[part] - p.parts.guarded[part] - __ldcg(ranks.forced + part);
     case Goal::kTarget: return ranks.target[part];
     case Goal::kFloor: {
-      const int64_t target = p.targets[p.parts.of(part)];
-      return min(
-          static_cast<int64_t>(floor(__ddiv_rn(__dmul_rn(p.share, static_cast<double>(target)), static_cast<double>(p.parts.segments_each())))),
-          total);
+      const auto target = static_cast<double>(p.targets[p.parts.of(part)]);
+      return static_cast<int64_t>(floor(__ddiv_rn(__dmul_rn(p.share, target), static_cast<double>(p.parts.segments_each()))));
     }
     case Goal::kRest: return ranks.target[part] - static_cast<int64_t>(p.granted[part]);
     case Goal::kShare: return static_cast<int64_t>(ceil(__dmul_rn(p.share, static_cast<double>(p.parts.quota[part]))));
@@ -293,7 +293,7 @@ __device__ inline int64_t goal_of(const RankPass& p, int part, int64_t total) {
       const int32_t* bounds = p.protection.of(part);
       goal += p.scores.length(part) - bounds[0];
       for (int r = 0; r < p.protection.ranges; ++r) goal += max(min(bounds[2 + 2 * r], bounds[0]) - bounds[1 + 2 * r], 0);
-      return min(goal, total);
+      return goal;
     }
     case Goal::kContinue: return ranks.left[part];
   }
@@ -315,48 +315,59 @@ __device__ inline void fail_part(const Ranks& ranks, int part) {
 }
 
 // Ends a pass over a part: finds the bin that the key it looks for lies in, narrows the range to it, and clears the histogram.
-// By a whole block; `shared` holds a histogram.
-__device__ inline void pick(const RankPass& p, int part, uint32_t low, uint32_t last, uint32_t* shared, int64_t* scratch) {
+// By a whole block; `shared` holds a histogram. All that it loads is asked for at once: the others wait for this one block.
+__device__ inline void pick(const RankPass& p, int part, uint32_t low, uint32_t last, uint32_t* shared, uint32_t* scratch) {
   const Ranks& ranks = p.ranks;
   const int bins = 1 << p.bits;
   const int shift = shift_of(low, last, p.bits);
+  const bool sampled = p.goal == Goal::kSample || p.goal == Goal::kShare;
+  int64_t goal = goal_of(p, part);
+  const int stride = sampled ? ranks.stride[part] : 1;
+  const int64_t all = sampled ? p.parts.entries[part] - (p.goal == Goal::kSample ? p.parts.guarded[part] : 0) : 0;  // keys of the part
+  const int64_t above_range = p.goal == Goal::kBudget || p.goal == Goal::kProve ? __ldcg(ranks.above + part) : 0;
   uint4* histogram = reinterpret_cast<uint4*>(ranks.histogram + (int64_t{part} << p.bits));
-#pragma unroll 4
-  for (int i = threadIdx.x; i < bins / 4; i += kRankThreads) {
-    reinterpret_cast<uint4*>(shared)[i] = __ldcg(histogram + i);
-    histogram[i] = {0, 0, 0, 0};
+  constexpr int kHeld = (1 << kMostBits) / 4 / kRankThreads;
+  uint4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int at = i * kRankThreads + static_cast<int>(threadIdx.x);
+    if (at < bins / 4) held[i] = __ldcg(histogram + at);
+  }
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int at = i * kRankThreads + static_cast<int>(threadIdx.x);
+    if (at >= bins / 4) continue;
+    reinterpret_cast<uint4*>(shared)[at] = held[i];
+    histogram[at] = {0, 0, 0, 0};
   }
   __shared__ int64_t reached[2];  // bins that ranks are found in, and
   __shared__ int64_t beyond[2];   // keys above them
   __syncthreads();
   // From the top. The bins of a thread are neighbours; threads begin with different ones, so with different banks.
-  const int each = max(bins / kRankThreads, 1);
+  const int each = max(bins / kRankThreads, 1);  // a power of two
   const int top = bins - 1 - static_cast<int>(threadIdx.x) * each;
-  int64_t own = 0;
+  uint32_t own = 0;  // a part has fewer than 2^32 keys
   if (top >= 0)
-    for (int i = 0; i < each; ++i) own += shared[top - (i + static_cast<int>(threadIdx.x)) % each];
-  int64_t total = 0;
+    for (int i = 0; i < each; ++i) own += shared[top - ((i + static_cast<int>(threadIdx.x)) & (each - 1))];
+  uint32_t total = 0;
   const int64_t before = block_prefix(own, scratch, total);
-  int64_t goal = goal_of(p, part, total);
+  if (p.goal == Goal::kFloor || p.goal == Goal::kFloorShare) goal = min(goal, int64_t{total});
   int64_t ranks_wanted[2] = {goal, goal};
-  const bool sampled = p.goal == Goal::kSample || p.goal == Goal::kShare;
-  const int stride = sampled ? ranks.stride[part] : 1;
   bool everything = false;
   if (sampled) {
     // A sample of `total` of the part's keys.
-    const int64_t all = p.parts.entries[part] - (p.goal == Goal::kSample ? p.parts.guarded[part] : 0);
-    const double share = all > 0 ? static_cast<double>(goal) / static_cast<double>(all) : 0;
-    const double middle = share * static_cast<double>(total);
-    const double margin = stride == 1 ? 0 : p.deviations * sqrt(middle * (1 - fmin(share, 1.0))) + 16;
-    ranks_wanted[0] = max(static_cast<int64_t>(floor(middle - margin)), int64_t{1});
-    ranks_wanted[1] = static_cast<int64_t>(ceil(middle + margin));
-    if (stride == 1) {
+    if (stride > 1) {
+      const float share = all > 0 ? static_cast<float>(goal) / static_cast<float>(all) : 0;
+      const float middle = share * static_cast<float>(total);
+      const float margin = p.deviations * sqrtf(middle * (1 - fminf(share, 1))) + 16;
+      ranks_wanted[0] = max(static_cast<int64_t>(middle - margin), int64_t{1});
+      ranks_wanted[1] = static_cast<int64_t>(middle + margin) + 1;
+    } else {
       goal -= p.goal == Goal::kSample ? all - total : 0;  // the keys that are missing were not finite
-      ranks_wanted[0] = ranks_wanted[1] = min(max(goal, int64_t{1}), total);
+      ranks_wanted[0] = ranks_wanted[1] = min(max(goal, int64_t{1}), int64_t{total});
     }
-    everything = ranks_wanted[1] > total;
+    everything = ranks_wanted[1] > int64_t{total};
   }
-  const int64_t above_range = p.goal == Goal::kBudget || p.goal == Goal::kProve ? __ldcg(ranks.above + part) : 0;
   if (p.goal == Goal::kBudget) ranks_wanted[0] = goal - above_range;
   if (threadIdx.x < 2) reached[threadIdx.x] = -1;
   __syncthreads();
@@ -414,7 +425,7 @@ __device__ inline void pick(const RankPass& p, int part, uint32_t low, uint32_t 
 }
 
 // Tells the part that tiles of it are counted. The last block to do so ends the pass for it.
-__device__ inline void finish_run(const RankPass& p, int part, int tiles, uint32_t low, uint32_t last, uint32_t* histogram, int64_t* scratch) {
+__device__ inline void finish_run(const RankPass& p, int part, int tiles, uint32_t low, uint32_t last, uint32_t* histogram, uint32_t* scratch) {
   __shared__ uint32_t finished;
   __syncthreads();
   for (int i = threadIdx.x; i < 1 << p.bits; i += kRankThreads)
@@ -436,7 +447,8 @@ __device__ inline void subtract_floor(const RankPass& p, int segment, uint32_t l
     atomicAdd(histogram + ((key - low) >> shift), 0u - static_cast<uint32_t>(p.floor_ties[segment]));
 }
 
-// The tiles of a block in runs of one part: calls body(part, segment of the first tile, first tile, tile behind the last).
+// The tiles of a block in runs of one part: calls body(part, segment of the first tile, first tile, tile behind the last). (One in turn for every
+// block spreads what is large, but each tile's segment has to be looked for then: slower.)
 template <typename Body>
 __device__ inline void for_each_part(const RankPass& p, Body&& body) {
   const int segments = p.scores.segments();
@@ -467,7 +479,7 @@ __global__ void __launch_bounds__(kRankThreads, 2) find_range(const __grid_const
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   float* stage = reinterpret_cast<float*>(histogram + (1 << p.bits)) + warp * kStage;
-  __shared__ int64_t scratch[32];
+  __shared__ uint32_t scratch[32];
   for_each_part(p, [&](int part, int first_segment, int tile, int run) {
     const uint32_t low = p.first() ? 0 : p.ranks.low[part];
     const uint32_t last = p.first() ? kForced : p.ranks.last[part];
@@ -495,12 +507,12 @@ __global__ void __launch_bounds__(kRankThreads, 2) find_range(const __grid_const
       const int begin = (own - p.tile_start[segment]) * kTile + index % kRuns * kRun;
       if (begin == 0 && lane == 0 && p.floor_key != nullptr) subtract_floor(p, segment, low, last, shift, histogram);
       if (begin >= source.length) continue;
-      const RunProtection guarded(p.protection, segment, begin, begin + kRun);
       const auto load = [&](int token) {
         const float4 v = source.load4(token, absent_score());
         return p.bounds ? make_float4(fabsf(v.x), fabsf(v.y), fabsf(v.z), fabsf(v.w)) : v;  // what is not there is infinite either way
       };
       const float4 v = load(begin + lane * 4);
+      const RunProtection guarded(p.protection, segment, begin, begin + kRun);
       float4 pooled;
       if constexpr (kHalo < 0) {
         pooled = pool_through_stage(source.own, source.length, p.pool, p.bounds, begin, lane, stage);
@@ -700,7 +712,7 @@ __global__ void __launch_bounds__(kRankThreads, 2) collect(const __grid_constant
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   float* stage = reinterpret_cast<float*>(histogram + (1 << p.bits)) + warp * kStage;
-  __shared__ int64_t scratch[32];
+  __shared__ uint32_t scratch[32];
   const bool narrow = p.pool.narrow();
   const bool lists = p.goal != Goal::kProve;
   for_each_part(p, [&](int part, int first_segment, int first_tile, int end_tile) {
@@ -720,14 +732,13 @@ __global__ void __launch_bounds__(kRankThreads, 2) collect(const __grid_constant
       const int begin = (tile - p.tile_start[segment]) * kTile;
       const uint32_t floor_key = floor_key_of(p, segment);
       if (begin == 0 && lane == 0 && p.floor_key != nullptr) subtract_floor(p, segment, low, last, shift, histogram);
-      const RunProtection guarded(p.protection, segment, begin, begin + kTile);
       // Floors took what is above their keys; entries of just those keys are listed too.
       const uint32_t highest = min(last, floor_key);
       const uint32_t lowest = min(low, floor_key);
       TileMasks masks{};
       uint32_t outside = 0;  // kept outside the ranking
       if (narrow && compare_tile(p, source, begin, lane, score_of(lowest), score_of(highest), masks)) {
-        outside = protected_tokens(guarded, source, begin, lane);
+        outside = protected_tokens(RunProtection(p.protection, segment, begin, begin + kTile), source, begin, lane);
         masks.above |= outside;
         masks.inside &= ~outside;
       } else {
@@ -783,7 +794,7 @@ __global__ void __launch_bounds__(kRankThreads, 2) refine(const __grid_constant_
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   float* stage = reinterpret_cast<float*>(histogram + (1 << p.bits)) + warp * kStage;
-  __shared__ int64_t scratch[32];
+  __shared__ uint32_t scratch[32];
   for_each_part(p, [&](int part, int first_segment, int first_tile, int end_tile) {
     const uint32_t low = p.ranks.low[part];
     const uint32_t last = p.ranks.last[part];
@@ -848,13 +859,12 @@ struct SelectionView {
   int64_t* offsets;
 };
 
-// One block a segment; the last one shares the ties and finds the offsets.
+// One block a segment; the last one shares the ties, finds the offsets and reports.
 __global__ void __launch_bounds__(kRankThreads, 2)
-    count_kept(const __grid_constant__ RankPass p, Counts counts, SelectionView out, lpx_report* report, bool whole_report) {
+    count_kept(const __grid_constant__ RankPass p, Counts counts, SelectionView out, lpx_report* report, const __grid_constant__ ScoresReport how) {
   follow_previous();
   __shared__ float stages[kRankWarps][kStage];
   __shared__ int64_t scratch[32];
-  __shared__ uint32_t finished;
   const int segments = p.scores.segments();
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
@@ -927,48 +937,63 @@ __global__ void __launch_bounds__(kRankThreads, 2)
     }
     __syncthreads();
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) finished = atomicAdd(counts.done, 1u);
-  __syncthreads();
-  if (finished + 1 != gridDim.x) return;
-  __threadfence();
+  if (!last_to_arrive(counts.done, gridDim.x)) return;
 
-  // Ties go to the smaller (layer, head, token). A warp a part.
+  // Ties go to the smaller (layer, head, token): of a segment's, `own` are kept by its floor, and `ranked` compete for what the part has left.
+  struct Ties {
+    int64_t own;
+    int64_t ranked;
+  };
+  const auto ties_of = [&](int segment, uint32_t key) {
+    const int64_t all = __ldcg(counts.segment_ties + segment);
+    if (p.floor_key == nullptr || all == 0) return Ties{0, all};
+    const uint32_t floor_key = p.floor_key[segment];
+    const int64_t own = floor_key <= key ? p.floor_ties[segment] : 0;
+    return Ties{own, floor_key >= key ? all - own : 0};
+  };
   const int parts = p.parts.count();
   const int each = p.parts.segments_each();
-  for (int part = warp; part < parts; part += kRankWarps) {
+  // Of the only part, mostly.
+  const uint32_t only_key = p.ranks.key[0];
+  const int64_t only_left = p.ranks.ties[0];
+  int64_t entries = p.parts.entries[0];
+  int64_t guarded = p.parts.guarded[0];
+  int64_t non_finite = p.ranks.non_finite[0];
+  for (int part = warp; part < parts && parts > 1; part += kRankWarps) {
     const uint32_t key = p.ranks.key[part];
     int64_t left = p.ranks.ties[part];
 #pragma unroll 4
     for (int first = 0; first < each; first += 32) {
       const int i = first + lane;
       const int segment = i < each ? p.parts.segment(part, i) : 0;
-      const int64_t ties = i < each ? __ldcg(counts.segment_ties + segment) : 0;
-      int64_t own = 0;  // of them, kept by the floor
-      int64_t ranked = ties;
-      if (p.floor_key != nullptr && ties > 0) {
-        const uint32_t floor_key = p.floor_key[segment];
-        if (floor_key <= key) own = p.floor_ties[segment];
-        ranked = floor_key >= key ? ties - own : 0;
-      }
-      int64_t sum = ranked;
+      const Ties ties = i < each ? ties_of(segment, key) : Ties{0, 0};
+      int64_t sum = ties.ranked;
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {
         const int64_t other = __shfl_up_sync(~0u, sum, step);
         if (lane >= step) sum += other;
       }
-      const int64_t given = min(ranked, max(left - (sum - ranked), int64_t{0}));
-      if (i < each) counts.quota[segment] = static_cast<int32_t>(own + given);
+      if (i < each) counts.quota[segment] = static_cast<int32_t>(ties.own + min(ties.ranked, max(left - (sum - ties.ranked), int64_t{0})));
       left -= __shfl_sync(~0u, sum, 31);
     }
   }
   __syncthreads();
   int64_t carry = 0;
+  int64_t ties_before = 0;
   for (int first = 0; first < segments; first += kRankThreads) {
     const int segment = first + static_cast<int>(threadIdx.x);
-    int64_t kept = 0;
-    if (segment < segments) kept = __ldcg(counts.segment_above + segment) + counts.quota[segment];
+    int64_t kept = segment < segments ? __ldcg(counts.segment_above + segment) : 0;
+    if (parts == 1) {  // segments in order
+      const Ties ties = segment < segments ? ties_of(segment, only_key) : Ties{0, 0};
+      int64_t total = 0;
+      const int64_t before = ties_before + block_prefix(ties.ranked, scratch, total);
+      const int64_t given = ties.own + min(ties.ranked, max(only_left - before, int64_t{0}));
+      if (segment < segments) counts.quota[segment] = static_cast<int32_t>(given);
+      kept += given;
+      ties_before += total;
+    } else if (segment < segments) {
+      kept += counts.quota[segment];
+    }
     int64_t total = 0;
     const int64_t before = block_prefix(kept, scratch, total);
     if (segment < segments) out.offsets[segment] = carry + before;
@@ -982,27 +1007,23 @@ __global__ void __launch_bounds__(kRankThreads, 2)
     if (threadIdx.x == 0) report_status(p.scores.status, LPX_OUT_OF_BOUNDS);
   }
   if (report == nullptr) return;
-  int64_t entries = 0;
-  int64_t guarded = 0;
-  int64_t non_finite = 0;
-  for (int part = threadIdx.x; part < parts; part += kRankThreads) {
-    entries += p.parts.entries[part];
-    guarded += p.parts.guarded[part];
-    non_finite += p.ranks.non_finite[part];
+  if (parts > 1) {
+    entries = guarded = non_finite = 0;
+    for (int part = threadIdx.x; part < parts; part += kRankThreads) {
+      entries += p.parts.entries[part];
+      guarded += p.parts.guarded[part];
+      non_finite += p.ranks.non_finite[part];
+    }
+    entries = block_sum(entries, scratch);
+    guarded = block_sum(guarded, scratch);
+    non_finite = block_sum(non_finite, scratch);
   }
-  entries = block_sum(entries, scratch);
-  guarded = block_sum(guarded, scratch);
-  non_finite = block_sum(non_finite, scratch);
+  report_scores(how, entries, *report);
   if (threadIdx.x != 0) return;
   report->entries = entries;
   report->kept = fits ? carry : 0;
   report->protected_entries = guarded;
   report->non_finite = non_finite;
-  if (!whole_report) return;
-  report->path = LPX_PATH_FULL;
-  report->candidates = entries;
-  report->exact_scores = 0;
-  report->fallback[0] = 0;
 }
 
 // A warp a tile.

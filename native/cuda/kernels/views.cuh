@@ -58,12 +58,16 @@ struct LayerView {
   float weight;              // multiplies scores
 };
 
+// Kernels whose last block does something for all: a counter each, of the blocks that have come to their end.
+enum Arrival { kSampled, kRepaired, kArrivals };
+
 // The shape of a call. Passed by value.
 struct Geometry {
   const LayerView* layer;   // [layers]
   const int32_t* lengths;   // [segments]: checked tokens of each; 0 where something about a segment is wrong
   const int32_t* contexts;  // [segments]: position of the next token
   int32_t* status;          // lpx_status of the call so far; kernels stop early where it is not LPX_OK
+  uint32_t* arrivals;       // [kArrivals]
   int32_t layers;
   int32_t sequences;
   int32_t kv_heads;

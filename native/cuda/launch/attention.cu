@@ -55,32 +55,34 @@ ScanView Attention::view(const Geometry& g) const {
   return v;
 }
 
-void Attention::run(const Launch& launch, const Geometry& g) const {
+void Attention::run(const Launch& launch, const Geometry& g, const PackedQueries& packed) const {
   if (g.segments == 0) return;
   const ScanView v = view(g);
-  const auto blocks = static_cast<unsigned>(g.segments * g.group);
+  const ScanResults to = {log_sums_, inflation_, exact_inflation_, packed};
   const bool plain = path_ == Path::kPlain;
   plain ? sample_plain(launch, v, cache_, window_) : sample_mma(launch, v, cache_);
-  launch.run("scan", deal_tiles, 1, kDealThreads, 0, v, false, nullptr);
   if (plain)
     scan_plain(launch, v, cache_, window_);
   else if (path_ == Path::kHopper)
     scan_wgmma(launch, v, cache_);
   else
     scan_mma(launch, v, cache_);
-  launch.run("log-sum-exps", finish_scan, blocks, 32 * kFinishGroups, 0, v, log_sums_, inflation_, exact_inflation_, false);
-  plain ? repair_plain(launch, v, cache_, window_) : repair_mma(launch, v, cache_);
-  launch.run("repaired log-sum-exps", finish_scan, blocks, 32 * kFinishGroups, 0, v, log_sums_, inflation_, exact_inflation_, true);
+  const int blocks = g.segments * (g.group + (packed.image == nullptr ? 0 : 1));
+  launch.run("log-sum-exps", finish_scan, static_cast<unsigned>(blocks), 32 * kFinishGroups, 0, v, to);
+  plain ? repair_plain(launch, v, to, cache_, window_) : repair_mma(launch, v, to, cache_);
 }
 
-void Attention::find_roots(const Launch& launch, const Geometry& g, const int32_t* tokens, const int32_t* counts) const {
-  const ScanView v = view(g);
-  launch.run("attention norms", deal_tiles, 1, kDealThreads, 0, v, false, counts);
+bool Attention::tighten(const Launch& launch, const Geometry& g, const int32_t* tokens, const int32_t* counts, BoundTerms terms,
+                        float* scores) const {
   StatisticView lists{};
   lists.log_sums = log_sums_;
   lists.tokens = tokens;
   lists.counts = counts;
-  roots_wgmma(launch, v, lists, cache_);
+  lists.bound = terms;
+  lists.bound.inflation = exact_inflation_;
+  lists.scores = scores;
+  roots_wgmma(launch, view(g), lists, cache_);
+  return view_.panels == 1;
 }
 
 bool Attention::scores(const lpx_score_rule& rule) const {
@@ -92,7 +94,7 @@ void Attention::score(const Launch& launch, const Geometry& g, const lpx_score_r
   ScanView v = view(g);
   v.roots = nullptr;
   v.workers = kHopperBlocks;  // a panel has the chip for itself
-  launch.run("attention statistics", deal_tiles, 1, kDealThreads, 0, v, true, nullptr);
+  launch.run("attention statistics", number_all_tiles, 1, kNumberThreads, 0, v);
   StatisticView statistic{};
   statistic.log_sums = log_sums_;
   statistic.scores = scores;

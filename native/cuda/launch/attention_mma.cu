@@ -15,18 +15,17 @@ struct Kernels {
   template <typename Kernel, typename... Arguments>
   static void start(const Launch& launch, const ScanView& v, Kernel kernel, int64_t blocks, int band_warps, const char* stage,
                     Arguments... arguments) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), stage);
     launch.run(stage, kernel, static_cast<unsigned>(blocks), 32 * v.panel_bands * band_warps, kBytes, v, arguments...);
   }
   static void sample(const Launch& launch, const ScanView& v) {
     const int64_t blocks = int64_t{v.g.segments} * v.panels;
-    start(launch, v, log_sums_mma<T, D>, blocks, 2 * log_sum_teams(v), "sample", true);
+    start(launch, v, sample_mma<T, D>, blocks, 2 * log_sum_teams(v), "sample");
   }
   static void scan(const Launch& launch, const ScanView& v) {
     start(launch, v, scan_teams(v) == 1 ? scan_mma<T, D, 1> : scan_mma<T, D, 2>, int64_t{v.workers} * v.panels, scan_teams(v), "scan");
   }
-  static void repair(const Launch& launch, const ScanView& v) {
-    start(launch, v, log_sums_mma<T, D>, int64_t{v.workers} * v.panels, 2 * log_sum_teams(v), "repair of the scan", false);
+  static void repair(const Launch& launch, const ScanView& v, const ScanResults& to) {
+    start(launch, v, repair_mma<T, D>, int64_t{v.workers} * v.panels, 2 * log_sum_teams(v), "repair of the scan", to);
   }
 };
 
@@ -55,8 +54,8 @@ void sample_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype) {
 void scan_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype) {
   with_kernels(dtype, v.g.head_dim, [&](auto kernels) { kernels.scan(launch, v); });
 }
-void repair_mma(const Launch& launch, const ScanView& v, lpx_dtype dtype) {
-  with_kernels(dtype, v.g.head_dim, [&](auto kernels) { kernels.repair(launch, v); });
+void repair_mma(const Launch& launch, const ScanView& v, const ScanResults& to, lpx_dtype dtype) {
+  with_kernels(dtype, v.g.head_dim, [&](auto kernels) { kernels.repair(launch, v, to); });
 }
 
 }  // namespace laprox::cuda

@@ -9,7 +9,6 @@ template <typename T, int D, int Bands, ScanFor For>
 void start(const Launch& launch, const ScanView& v, const StatisticView& statistic) {
   constexpr int kBytes = WgmmaScan<T, D, Bands>::kBytes;
   const auto blocks = static_cast<unsigned>(all_panels(For) ? v.workers * v.panels : v.workers);
-  check(cudaFuncSetAttribute(scan_wgmma<T, D, Bands, For>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "scan");
   launch.run("scan", scan_wgmma<T, D, Bands, For>, blocks, kGroups * kWarpgroup, kBytes, v, statistic);
 }
 

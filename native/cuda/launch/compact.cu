@@ -64,14 +64,11 @@ void Compact::run(const Launch& launch, const Geometry& from, const lpx_selectio
         to.free_count = list.count;
       }
     }
-    launch.run("compact", store_targets, 1, TargetChunk::kSize, 0, chunk, static_cast<int>(count), layers_ + first);
+    launch.run("compact", store_targets, 1, TargetChunk::kSize, 0, move, chunk, static_cast<int>(count), layers_ + first);
   }
   const unsigned blocks = static_cast<unsigned>(launch.multiprocessors) * 8;
   switch (target.target) {
-    case LPX_TO_RAGGED:
-      launch.run("compact", check_ragged, 1, 1, 0, move);
-      launch.run("compact", move_rows, blocks, kMoveThreads, 0, move);
-      break;
+    case LPX_TO_RAGGED: launch.run("compact", move_rows, blocks, kMoveThreads, 0, move); break;
     case LPX_TO_PAGES:
       launch.run("compact", plan_pages, 1, kListThreads, 0, move);
       launch.run("compact", fill_tables, segments, 256, 0, move);
@@ -85,8 +82,6 @@ void Compact::run(const Launch& launch, const Geometry& from, const lpx_selectio
       launch.run("compact", move_in_place, dim3(segments, 3), kInPlaceThreads, 0, move);
       break;
   }
-  if (target.lengths == nullptr) return;
-  launch.run("compact", store_lengths, static_cast<unsigned>(ceil_div(from.segments, 256)), 256, 0, move);
 }
 
 }  // namespace laprox::cuda

@@ -11,56 +11,53 @@ namespace {
 
 constexpr int kWideGroup = 16;  // above it a tile of the plain kernel is narrower
 
-TokenLists lists_of(const Candidates* only) { return only == nullptr ? TokenLists{nullptr, nullptr} : TokenLists{only->tokens, only->counts}; }
+int plain_tile(int group) { return group <= kWideGroup ? 8 : 2; }
 
-void find_tiles(const Launch& launch, const Geometry& geometry, const TokenLists& lists, int tile, int32_t* tiles) {
-  launch.run("exact scores", tile_kernel, 1, 1024, 0, geometry, lists, tile, tiles);
+// Of all tokens.
+void number_tiles(const Launch& launch, const Geometry& geometry, int tile, int32_t* tiles) {
+  launch.run("exact scores", tile_kernel, 1, 1024, 0, geometry, tile, tiles);
 }
 
 template <typename C, int Tokens>
-void plain_tiles(const Launch& launch, const Geometry& g, const TokenLists& lists, lpx_dtype window, const float* log_sums, const PlainRule& rule,
-                 const FactorView& factors, int32_t* tiles, float* scores) {
-  find_tiles(launch, g, lists, Tokens, tiles);
-  const auto shared = static_cast<int>(plain_shared(g.group, g.head_dim, Tokens).bytes);
-  check(cudaFuncSetAttribute(exact_plain_kernel<C, Tokens>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "exact scores");
+void plain_tiles(const Launch& launch, const Geometry& g, const int32_t* tiles, const TokenLists& lists, lpx_dtype window, const float* log_sums,
+                 const PlainRule& rule, const FactorView& factors, float* scores) {
   launch.run("exact scores", exact_plain_kernel<C, Tokens>, static_cast<unsigned>(launch.multiprocessors * 8), kPlainThreads,
-             static_cast<size_t>(shared), g, tiles, lists, window, log_sums, rule, factors, scores);
+             static_cast<int64_t>(plain_shared(g.group, g.head_dim, Tokens).bytes), g, tiles, lists, window, log_sums, rule, factors, scores);
 }
 
 template <typename C>
-void plain(const Launch& launch, const Geometry& g, const TokenLists& lists, lpx_dtype window, const float* log_sums, const PlainRule& rule,
-           const FactorView& factors, int32_t* tiles, float* scores) {
-  if (g.group <= kWideGroup)
-    plain_tiles<C, 8>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+void plain(const Launch& launch, const Geometry& g, const int32_t* tiles, const TokenLists& lists, lpx_dtype window, const float* log_sums,
+           const PlainRule& rule, const FactorView& factors, float* scores) {
+  if (plain_tile(g.group) == 8)
+    plain_tiles<C, 8>(launch, g, tiles, lists, window, log_sums, rule, factors, scores);
   else
-    plain_tiles<C, 2>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+    plain_tiles<C, 2>(launch, g, tiles, lists, window, log_sums, rule, factors, scores);
 }
 
-void plain(const Launch& launch, lpx_dtype cache, const Geometry& g, const TokenLists& lists, lpx_dtype window, const float* log_sums,
-           const PlainRule& rule, const FactorView& factors, int32_t* tiles, float* scores) {
+void plain(const Launch& launch, lpx_dtype cache, const Geometry& g, const int32_t* tiles, const TokenLists& lists, lpx_dtype window,
+           const float* log_sums, const PlainRule& rule, const FactorView& factors, float* scores) {
   switch (cache) {
-    case LPX_F32: return plain<float>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
-    case LPX_F16: return plain<__half>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
-    case LPX_BF16: return plain<__nv_bfloat16>(launch, g, lists, window, log_sums, rule, factors, tiles, scores);
+    case LPX_F32: return plain<float>(launch, g, tiles, lists, window, log_sums, rule, factors, scores);
+    case LPX_F16: return plain<__half>(launch, g, tiles, lists, window, log_sums, rule, factors, scores);
+    case LPX_BF16: return plain<__nv_bfloat16>(launch, g, tiles, lists, window, log_sums, rule, factors, scores);
   }
 }
 
 // Rules that look at single rows, or at none.
 template <typename C>
-void rows(const Launch& launch, const Geometry& g, const TokenLists& lists, RowWork work, const lpx_score_rule& rule, int32_t* tiles, float* scores) {
-  find_tiles(launch, g, lists, kRowTile, tiles);
+void rows(const Launch& launch, const Geometry& g, RowWork work, const lpx_score_rule& rule, int32_t* tiles, float* scores) {
+  number_tiles(launch, g, kRowTile, tiles);
   const int lanes = row_lanes(g.head_dim * static_cast<int64_t>(sizeof(C)));
   const auto kernel = lanes == 8 ? row_kernel<C, 8> : lanes == 16 ? row_kernel<C, 16> : row_kernel<C, 32>;
-  launch.run("exact scores", kernel, static_cast<unsigned>(launch.multiprocessors * 8), 256, 0, g, tiles, lists, work, rule.aggregation, rule.seed,
-             scores);
+  launch.run("exact scores", kernel, static_cast<unsigned>(launch.multiprocessors * 8), 256, 0, g, tiles, TokenLists{}, work, rule.aggregation,
+             rule.seed, scores);
 }
 
-void rows(const Launch& launch, lpx_dtype cache, const Geometry& g, const TokenLists& lists, RowWork work, const lpx_score_rule& rule, int32_t* tiles,
-          float* scores) {
+void rows(const Launch& launch, lpx_dtype cache, const Geometry& g, RowWork work, const lpx_score_rule& rule, int32_t* tiles, float* scores) {
   switch (cache) {
-    case LPX_F32: return rows<float>(launch, g, lists, work, rule, tiles, scores);
-    case LPX_F16: return rows<__half>(launch, g, lists, work, rule, tiles, scores);
-    case LPX_BF16: return rows<__nv_bfloat16>(launch, g, lists, work, rule, tiles, scores);
+    case LPX_F32: return rows<float>(launch, g, work, rule, tiles, scores);
+    case LPX_F16: return rows<__half>(launch, g, work, rule, tiles, scores);
+    case LPX_BF16: return rows<__nv_bfloat16>(launch, g, work, rule, tiles, scores);
   }
 }
 
@@ -79,6 +76,7 @@ Exact::Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype win
   if (projects(rule) && (factors == nullptr || !factors->complete()))
     fail(LPX_UNSUPPORTED, "this rule needs the output projection of every layer; the model lacks some");
   tiles_ = arena.take<int32_t>(int64_t{shape.segments} + 1);
+  tile_ = plain_tile(shape.group);
 
   if (path == Path::kPlain || cache != window || cache == LPX_F32 || !portable_serves(shape.group, shape.head_dim)) return;
   if (rule.statistic == LPX_JOINT || rule.statistic == LPX_BOUND) {
@@ -88,42 +86,37 @@ Exact::Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype win
     portable_ = !attention->scores(rule);
   }
   if (!portable_) return;
+  tile_ = hopper_ ? kHopperTile : portable_tile(shape.group, shape.head_dim);
   const int64_t slab = slab_rows(shape.group, shape.head_dim);
   const int64_t slabs = int64_t{shape.segments} * ceil_div(shape.rows, slab);
-  queries_ = arena.take<char>(slabs * slab_bytes(shape.group, shape.head_dim));
-  lse_ = arena.take<float>(slabs * shape.group * slab);
-}
-
-void Exact::prepare(const Launch& launch, const Geometry& g) const {
-  if (!portable_) return;
-  const dim3 grid(static_cast<unsigned>(g.segments), static_cast<unsigned>(ceil_div(g.rows, slab_rows(g.group, g.head_dim))));
-  const bool only_last = rule_.statistic == LPX_FACTORED && rule_.attention == LPX_ATTENTION_LAST;
-  if (window_ == LPX_BF16)
-    launch.run("packing queries", query_kernel<__nv_bfloat16>, grid, kPackThreads, 0, g, only_last, log_sums(), queries_, lse_);
-  else
-    launch.run("packing queries", query_kernel<__half>, grid, kPackThreads, 0, g, only_last, log_sums(), queries_, lse_);
+  packed_.image = arena.take<char>(slabs * slab_bytes(shape.group, shape.head_dim));
+  packed_.lse = arena.take<float>(slabs * shape.group * slab);
+  packed_.only_last = rule.statistic == LPX_FACTORED && rule.attention == LPX_ATTENTION_LAST;
 }
 
 void Exact::joint(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
   const bool bound = rule_.statistic == LPX_BOUND;
-  if (hopper_) return hopper_joint(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), bound, scores});
+  if (only == nullptr) number_tiles(launch, g, tile_, tiles_);
+  const int32_t* const tiles = only == nullptr ? tiles_ : only->first_tiles;
+  const TokenLists lists = only == nullptr ? TokenLists{} : TokenLists{only->tokens, only->counts};
+  if (hopper_) return hopper_joint(launch, cache_, {g, tiles, lists, packed_.image, packed_.lse, factors_->view(), bound, scores});
   if (portable_) {
     const PortableRule rule{false, bound, rule_.attention, rule_.aggregation, true};
-    return portable_scores(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, factors_->view(), rule, scores});
+    return portable_scores(launch, cache_, {g, tiles, lists, packed_.image, packed_.lse, factors_->view(), rule, scores});
   }
   PlainRule rule{};
   rule.statistic = rule_.statistic;
   rule.weigh = true;
-  plain(launch, cache_, g, lists_of(only), window_, log_sums(), rule, factors_->view(), tiles_, scores);
+  plain(launch, cache_, g, tiles, lists, window_, log_sums(), rule, factors_->view(), scores);
 }
 
 // scores = the group's attention statistic.
-void Exact::attention(const Launch& launch, const Geometry& g, const Candidates* only, bool weigh, float* scores) const {
-  if (!portable_ && attention_ != nullptr && attention_->scores(rule_))
-    return attention_->score(launch, g, rule_, weigh, scores);  // all tokens, whatever is asked for
+void Exact::attention(const Launch& launch, const Geometry& g, bool weigh, float* scores) const {
+  if (!portable_ && attention_ != nullptr && attention_->scores(rule_)) return attention_->score(launch, g, rule_, weigh, scores);
+  number_tiles(launch, g, tile_, tiles_);
   if (portable_) {
     const PortableRule rule{true, false, rule_.attention, rule_.aggregation, weigh};
-    return portable_scores(launch, cache_, {g, tiles_, lists_of(only), queries_, lse_, FactorView{}, rule, scores});
+    return portable_scores(launch, cache_, {g, tiles_, TokenLists{}, packed_.image, packed_.lse, FactorView{}, rule, scores});
   }
   PlainRule rule{};
   rule.statistic = LPX_FACTORED;
@@ -131,23 +124,21 @@ void Exact::attention(const Launch& launch, const Geometry& g, const Candidates*
   rule.aggregation = rule_.aggregation;
   rule.take_attention = true;
   rule.weigh = weigh;
-  plain(launch, cache_, g, lists_of(only), window_, log_sums(), rule, FactorView{}, tiles_, scores);
+  plain(launch, cache_, g, tiles_, TokenLists{}, window_, log_sums(), rule, FactorView{}, scores);
 }
 
-void Exact::factored(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
-  // A layer's heads share what is known of all of them: all tokens, whatever is asked for.
+void Exact::factored(const Launch& launch, const Geometry& g, float* scores) const {
+  // A layer's heads share what is known of all of them.
   const bool shared = rule_.sharing == LPX_SHARE_LAYER && rule_.attention != LPX_ATTENTION_NONE;
-  if (shared) only = nullptr;
-  attention(launch, g, only, rule_.value == LPX_VALUE_NONE && !shared, scores);
+  attention(launch, g, rule_.value == LPX_VALUE_NONE && !shared, scores);
   if (shared) {
     const dim3 grid(static_cast<unsigned>(std::clamp<int64_t>(ceil_div(g.max_length, 256), 1, 1024)),
                     static_cast<unsigned>(std::min<int64_t>(int64_t{g.layers} * g.sequences, 65535)));
     launch.run("sharing scores", share_kernel, grid, 256, 0, g, rule_.aggregation, scores);
   }
-  const TokenLists lists = lists_of(only);
   switch (rule_.value) {
-    case LPX_VALUE_L1: rows(launch, cache_, g, lists, RowWork::kMultiplyL1, rule_, tiles_, scores); break;
-    case LPX_VALUE_L2: rows(launch, cache_, g, lists, RowWork::kMultiplyL2, rule_, tiles_, scores); break;
+    case LPX_VALUE_L1: rows(launch, cache_, g, RowWork::kMultiplyL1, rule_, tiles_, scores); break;
+    case LPX_VALUE_L2: rows(launch, cache_, g, RowWork::kMultiplyL2, rule_, tiles_, scores); break;
     case LPX_VALUE_PROJECTED_L2: {
       PlainRule rule{};
       rule.statistic = LPX_FACTORED;
@@ -155,11 +146,12 @@ void Exact::factored(const Launch& launch, const Geometry& g, const Candidates* 
       rule.aggregation = rule_.aggregation;
       rule.take_values = true;
       rule.weigh = true;
-      plain(launch, cache_, g, lists, window_, log_sums(), rule, factors_->view(), tiles_, scores);
+      number_tiles(launch, g, plain_tile(g.group), tiles_);
+      plain(launch, cache_, g, tiles_, TokenLists{}, window_, log_sums(), rule, factors_->view(), scores);
       break;
     }
     default:
-      if (shared) rows(launch, cache_, g, lists, RowWork::kWeigh, rule_, tiles_, scores);
+      if (shared) rows(launch, cache_, g, RowWork::kWeigh, rule_, tiles_, scores);
   }
 }
 
@@ -167,10 +159,10 @@ void Exact::run(const Launch& launch, const Geometry& g, const Candidates* only,
   switch (rule_.statistic) {
     case LPX_JOINT:
     case LPX_BOUND: return joint(launch, g, only, scores);
-    case LPX_FACTORED: return factored(launch, g, only, scores);
-    case LPX_KEY_NORM: return rows(launch, cache_, g, lists_of(only), RowWork::kKeyNorm, rule_, tiles_, scores);
-    case LPX_RECENCY: return rows(launch, cache_, g, lists_of(only), RowWork::kRecency, rule_, tiles_, scores);
-    case LPX_RANDOM: return rows(launch, cache_, g, lists_of(only), RowWork::kRandom, rule_, tiles_, scores);
+    case LPX_FACTORED: return factored(launch, g, scores);
+    case LPX_KEY_NORM: return rows(launch, cache_, g, RowWork::kKeyNorm, rule_, tiles_, scores);
+    case LPX_RECENCY: return rows(launch, cache_, g, RowWork::kRecency, rule_, tiles_, scores);
+    case LPX_RANDOM: return rows(launch, cache_, g, RowWork::kRandom, rule_, tiles_, scores);
     case LPX_REMOVAL: fail(LPX_UNSUPPORTED, "CUDA devices do not compute LPX_REMOVAL scores yet; use a CPU device, or LPX_JOINT");
   }
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/exact_queries.cuh"
 #include "cuda/kernels/views.cuh"
 #include "cuda/launch/attention.hpp"
 #include "cuda/launch/factors.hpp"
@@ -14,8 +15,9 @@ namespace laprox::cuda {
 
 // Tokens to score, in any order, none twice.
 struct Candidates {
-  const int32_t* tokens;  // [segments][stride]
-  const int32_t* counts;  // [segments]
+  const int32_t* tokens;       // [segments][stride]
+  const int32_t* counts;       // [segments]
+  const int32_t* first_tiles;  // [segments + 1]: tiles of Exact::tile() tokens before each segment
 };
 
 class Exact {
@@ -25,16 +27,18 @@ class Exact {
   Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& rule, const DeviceFactors* factors,
         const Attention* attention, Path path);
 
-  // What all runs share, once the attention has run.
-  void prepare(const Launch& launch, const Geometry& geometry) const;
-  // scores[segment * stride + token] for all tokens (only == null) or those of the lists; a score of a joint norm or its bound has the same bits
-  // either way.
+  // What the attention leaves for it; nothing where the image is null.
+  const PackedQueries& packed() const { return packed_; }
+  // Tokens of a tile of listed ones.
+  int tile() const { return tile_; }
+  // scores[segment * stride + token] for all tokens (only == null) or, of joint norms and their bounds, those of the lists: with the same bits. After
+  // the attention has run.
   void run(const Launch& launch, const Geometry& geometry, const Candidates* only, float* scores) const;
 
  private:
-  void factored(const Launch& launch, const Geometry& geometry, const Candidates* only, float* scores) const;
+  void factored(const Launch& launch, const Geometry& geometry, float* scores) const;
   void joint(const Launch& launch, const Geometry& geometry, const Candidates* only, float* scores) const;
-  void attention(const Launch& launch, const Geometry& geometry, const Candidates* only, bool weigh, float* scores) const;
+  void attention(const Launch& launch, const Geometry& geometry, bool weigh, float* scores) const;
   const float* log_sums() const { return attention_ == nullptr ? nullptr : attention_->log_sums(); }
 
   lpx_dtype cache_;
@@ -42,11 +46,11 @@ class Exact {
   lpx_score_rule rule_;
   const DeviceFactors* factors_;
   const Attention* attention_;
-  bool hopper_ = false;       // kernels for compute capability 9.0 serve this
-  bool portable_ = false;     // kernels for any tensor cores do
+  bool hopper_ = false;    // kernels for compute capability 9.0 serve this
+  bool portable_ = false;  // kernels for any tensor cores do
+  int tile_ = 0;
   int32_t* tiles_ = nullptr;  // [segments + 1]
-  char* queries_ = nullptr;   // packed for the fast kernels, or null
-  float* lse_ = nullptr;
+  PackedQueries packed_{};
 };
 
 }  // namespace laprox::cuda

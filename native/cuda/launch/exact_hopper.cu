@@ -7,9 +7,8 @@ namespace {
 template <typename T, int R, int D, bool Bound>
 void run(const Launch& launch, const JointArguments& a) {
   using Shape = HopperShape<R, D>;
-  launch.run("exact scores", tile_kernel, 1, 1024, 0, a.geometry, a.lists, Shape::kTokens, a.tiles);
+  static_assert(Shape::kTokens == kHopperTile, "tiles are numbered by those who list tokens");
   const auto kernel = joint_hopper_kernel<T, R, D, Bound>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kShared), "exact scores");
   launch.run("exact scores", kernel, static_cast<unsigned>(launch.multiprocessors), Shape::kThreads, Shape::kShared, a.geometry, a.tiles, a.lists,
              a.queries, a.lse, a.factors, a.scores);
 }

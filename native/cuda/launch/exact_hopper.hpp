@@ -10,7 +10,7 @@ namespace laprox::cuda {
 
 struct JointArguments {
   Geometry geometry;
-  int32_t* tiles;  // [segments + 1], overwritten
+  const int32_t* tiles;  // [segments + 1]: tiles before each segment
   TokenLists lists;
   const char* queries;  // packed
   const float* lse;
@@ -19,7 +19,8 @@ struct JointArguments {
   float* scores;
 };
 
-// Compute capability 9.0: whether there is a kernel, and a run of it.
+// Compute capability 9.0: whether there is a kernel, tokens of its tiles, and a run of it.
+inline constexpr int kHopperTile = 192;
 bool hopper_joint_serves(int group, int head_dim);
 void hopper_joint(const Launch& launch, lpx_dtype dtype, const JointArguments& arguments);
 

@@ -9,7 +9,7 @@ namespace laprox::cuda {
 
 struct PortableArguments {
   Geometry geometry;
-  int32_t* tiles;  // [segments + 1], overwritten
+  const int32_t* tiles;  // [segments + 1]: tiles before each segment
   TokenLists lists;
   const char* queries;  // packed for the heads there are
   const float* lse;
@@ -19,6 +19,8 @@ struct PortableArguments {
 };
 
 bool portable_serves(int group, int head_dim);
+// Tokens of its tiles, on the current device.
+int portable_tile(int group, int head_dim);
 void portable_scores(const Launch& launch, lpx_dtype dtype, const PortableArguments& arguments);
 
 }  // namespace laprox::cuda

@@ -43,7 +43,6 @@ void weight_gram(const Launch& launch, const ModelShape& model, const Projection
 
 void cholesky(const Launch& launch, double* matrices, int batch, int size, const double* diagonals) {
   constexpr int kShared = 2 * kGramTile * (kGramTile + 1) * static_cast<int>(sizeof(double));
-  check(cudaFuncSetAttribute(cholesky_rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "model creation");
   for (int first = 0; first < size; first += kGramTile) {
     launch.run("cholesky", cholesky_diagonal_kernel, static_cast<unsigned>(batch), 256, 0, matrices, size, first, diagonals);
     const int rest = size - first - kGramTile;

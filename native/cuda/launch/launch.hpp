@@ -3,8 +3,12 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "core/status.hpp"
 
@@ -13,15 +17,38 @@ namespace laprox::cuda {
 // Throws DEVICE_ERROR (OUT_OF_MEMORY for memory) with CUDA's name for it and the stage.
 void check(cudaError_t error, const char* stage);
 
+// How much dynamic shared memory each kernel may ask for on a device, where that is much: told to the driver when it grows, not at every launch.
+class SharedLimits {
+ public:
+  static constexpr int64_t kOrdinary = INT64_C(32) << 10;  // of 48 KiB that need no permission; static shared memory comes to it
+
+  void allow(const void* kernel, int64_t bytes, const char* stage) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto known = std::find_if(allowed_.begin(), allowed_.end(), [&](const auto& entry) { return entry.first == kernel; });
+    if (known != allowed_.end() && known->second >= bytes) return;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), stage);
+    if (known == allowed_.end())
+      allowed_.emplace_back(kernel, bytes);
+    else
+      known->second = bytes;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::pair<const void*, int64_t>> allowed_;
+};
+
 // Where and on what a call runs.
 struct Launch {
   cudaStream_t stream;
   int multiprocessors;
   bool overlaps;  // the chip can bring a kernel's blocks in while the kernel before it ends (compute capability 9.0 and newer)
+  SharedLimits* limits;
 
   // Enqueues a kernel. It begins with follow_previous() (kernels/views.cuh). Throws if the launch was refused.
   template <typename... Parameters, typename... Arguments>
   void run(const char* stage, void (*kernel)(Parameters...), dim3 grid, int64_t threads, int64_t shared, Arguments&&... arguments) const {
+    if (shared > SharedLimits::kOrdinary) limits->allow(reinterpret_cast<const void*>(kernel), shared, stage);
     cudaLaunchAttribute overlap{};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;

@@ -37,6 +37,7 @@ struct Pruning::Bounds {
   PruneCounts* total = nullptr;
   int32_t* counts = nullptr;  // [lists][segments]
   int32_t zero_words = 0;
+  int32_t* first_tiles = nullptr;  // [segments + 1]
 };
 
 Pruning::~Pruning() = default;
@@ -73,6 +74,7 @@ Pruning::Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype
   auto* zeros = arena.take<int32_t>(bounds_->zero_words);
   bounds_->total = reinterpret_cast<PruneCounts*>(zeros);
   if (zeros != nullptr) bounds_->counts = zeros + header;
+  bounds_->first_tiles = arena.take<int32_t>(int64_t{shape.segments} + 1);
 }
 
 ScoreView Pruning::view(const Geometry& g) const {
@@ -91,7 +93,7 @@ ScoreView Pruning::view(const Geometry& g) const {
   return scores;
 }
 
-void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection& out, lpx_report* report) const {
+void Pruning::prune(const Launch& launch, const Geometry& g) const {
   const Bounds& own = *bounds_;
   const ScoreView scores = view(g);
   const auto grid = [&](int each) { return static_cast<unsigned>(std::min<int64_t>(int64_t{launch.multiprocessors} * each, select_->max_tiles())); };
@@ -127,53 +129,51 @@ void Pruning::prune(const Launch& launch, const Geometry& g, const lpx_selection
   lists.floor_cuts = select_->floor_cuts();
   lists.tokens = own.tokens;
   lists.total = own.total;
-  lists.tightens = loose_ && attention_->finds_roots();
+  lists.tightens = loose_ && attention_->tightens();
   lists.zeros = select_->zeros();
   lists.zero_words = select_->zero_words();
   lists.worthwhile_budget = sizes_.worthwhile_budget;
   lists.worthwhile_candidates = sizes_.worthwhile_candidates;
-  const auto list = [&](auto kernel, int32_t* counts) {
+  const auto list = [&](auto kernel, int32_t* counts, int32_t* first_tiles, int tile) {
     lists.counts = counts;
+    lists.first_tiles = first_tiles;
+    lists.tile = tile;
     launch.run("candidates", kernel, grid(kListBlocks), kListThreadsOfTiles, 0, lists);
   };
-  exact_->prepare(launch, g);
 
   // Of the largest bounds as many as the budget, pooled: so many finite scores prove a threshold whatever they are.
   select_->cut_bounds(launch, scores, kProving);
-  list(list_candidates<List::kFirst>, own.counts);
-  const Candidates first{own.tokens, own.counts};
+  list(list_candidates<List::kFirst>, own.counts, own.first_tiles, exact_->tile());
+  const Candidates first{own.tokens, own.counts, own.first_tiles};
   exact_->run(launch, g, &first, scores_);
 
   select_->lower_bounds(launch, scores);
   if (lists.tightens) {
     int32_t* const loose = own.counts + g.segments;
-    list(list_candidates<List::kLoose>, loose);
-    attention_->find_roots(launch, g, own.tokens, loose);
-    bound.inflation = attention_->exact_inflation();
-    const dim3 blocks(32, static_cast<unsigned>(std::min(g.segments, 65535)));
-    launch.run("bounds", tighten_bounds, blocks, kBoundThreads, 0, bound, own.tokens, loose, heads);
+    list(list_candidates<List::kLoose>, loose, attention_->first_tile(), kScanTile);
+    if (!attention_->tighten(launch, g, own.tokens, loose, {factors_->singular(), nullptr, own.norms}, scores_)) {
+      bound.inflation = attention_->exact_inflation();
+      const dim3 blocks(32, static_cast<unsigned>(std::min(g.segments, 65535)));
+      launch.run("bounds", tighten_bounds, blocks, kBoundThreads, 0, bound, own.tokens, loose, heads);
+    }
   }
-  const Candidates second{own.tokens, own.counts + 2 * int64_t{g.segments}};
-  list(list_candidates<List::kSecond>, own.counts + 2 * int64_t{g.segments});
-  list(list_candidates<List::kRest>, own.counts + 2 * int64_t{g.segments});
+  const Candidates second{own.tokens, own.counts + 2 * int64_t{g.segments}, own.first_tiles};
+  list(list_candidates<List::kSecond>, own.counts + 2 * int64_t{g.segments}, own.first_tiles, exact_->tile());
+  if (!lists.tightens) list(list_candidates<List::kRest>, own.counts + 2 * int64_t{g.segments}, own.first_tiles, exact_->tile());
   exact_->run(launch, g, &second, scores_);
-  select_->select(launch, scores, out, report, false);
 }
 
 void Pruning::run(const Launch& launch, const Geometry& g, const lpx_selection& out, lpx_report* report) const {
-  if (attention_ != nullptr) attention_->run(launch, g);
+  if (attention_ != nullptr) attention_->run(launch, g, exact_->packed());
   const ScoreView scores = view(g);
   select_->find_budgets(launch, scores);
-  if (bounds_ != nullptr) {
-    prune(launch, g, out, report);
-  } else {
-    exact_->prepare(launch, g);
+  if (bounds_ != nullptr)
+    prune(launch, g);
+  else
     exact_->run(launch, g, nullptr, scores_);
-    select_->select(launch, scores, out, report, false);
-  }
-  if (report == nullptr) return;
-  launch.run("report", report_pruning, 1, 1, 0, g.status, bounds_ == nullptr ? nullptr : bounds_->total, text_of("the budget is large"),
-             text_of(obstacle_ == nullptr ? "" : obstacle_), report);
+  const ScoresReport how = {false, bounds_ == nullptr ? nullptr : bounds_->total, text_of("the budget is large"),
+                            text_of(obstacle_ == nullptr ? "" : obstacle_)};
+  select_->select(launch, scores, out, report, how);
 }
 
 }  // namespace laprox::cuda

@@ -42,7 +42,8 @@ class Pruning {
   struct Bounds;
 
   ScoreView view(const Geometry& g) const;
-  void prune(const Launch& launch, const Geometry& g, const lpx_selection& out, lpx_report* report) const;
+  // All scores that a selection needs.
+  void prune(const Launch& launch, const Geometry& g) const;
 
   PruningSizes sizes_;
   const char* obstacle_;  // why all scores are computed; null: they need not be

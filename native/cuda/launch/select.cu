@@ -30,8 +30,7 @@ constexpr int64_t kStages = int64_t{kRankWarps} * kStage * 4;
 
 template <typename Kernel>
 void launch_rank(const Launch& launch, Kernel kernel, int64_t blocks, int64_t shared, const RankPass& pass) {
-  if (shared > (48 << 10)) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "select");
-  launch.run("select", kernel, static_cast<unsigned>(blocks), kRankThreads, static_cast<size_t>(shared), pass);
+  launch.run("select", kernel, static_cast<unsigned>(blocks), kRankThreads, shared, pass);
 }
 
 }  // namespace
@@ -63,9 +62,9 @@ Select::Select(Arena& arena, const ScoreView& shape, const lpx_select_rule& rule
 
   const int64_t searched = floors() ? segments_ : parts;
   const auto fits = [&](int bits) { return (searched << bits) * 4 <= sizes.histogram_bytes; };
-  first_bits_ = fits(13) ? 13 : fits(11) ? 11 : 8;
+  first_bits_ = fits(kMostBits) ? kMostBits : fits(11) ? 11 : 8;
   bits_ = std::min(first_bits_, 11);
-  sample_ = first_bits_ == 13 && !floors();
+  sample_ = first_bits_ == kMostBits && !floors();
 
   histogram_words_ = searched << first_bits_;
   histogram_ = arena.take<uint32_t>(histogram_words_);
@@ -224,7 +223,7 @@ void Select::lower_bounds(const Launch& launch, const ScoreView& scores) const {
   find_range(launch, pass);
 }
 
-void Select::select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, bool whole_report) const {
+void Select::select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, const ScoresReport& how) const {
   RankPass pass = this->pass(scores);
   if (floors()) {
     pass.goal = Goal::kExact;
@@ -261,14 +260,14 @@ void Select::select(const Launch& launch, const ScoreView& scores, const lpx_sel
   const Counts counts = {tile_above_, tile_ties_, tile_segment_, segment_above_, segment_ties_, tie_quota_, blocks_done_};
   const SelectionView view = {out.tokens, out.capacity, out.offsets};
   launch.run("select", count_kept, static_cast<unsigned>(std::min<int64_t>(segments_, int64_t{launch.multiprocessors} * 8)), kRankThreads, 0, pass,
-             counts, view, report, whole_report);
+             counts, view, report, how);
   launch.run("select", emit, static_cast<unsigned>(std::min<int64_t>(ceil_div(max_tiles_, kEmitThreads / 32), int64_t{launch.multiprocessors} * 24)),
              kEmitThreads, 0, pass, counts, view);
 }
 
 void Select::run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const {
   find_budgets(launch, scores);
-  select(launch, scores, out, report, true);
+  select(launch, scores, out, report, {.given = true});
 }
 
 }  // namespace laprox::cuda

@@ -9,6 +9,7 @@
 namespace laprox::cuda {
 
 struct RankPass;
+struct ScoresReport;
 struct Counts;
 
 // Sizes of buffers, for tests to shrink: a selection does not depend on them.
@@ -34,8 +35,8 @@ class Select {
   // Remembers a search: to be zero again before each of the next three but the first after find_budgets.
   uint32_t* zeros() const { return zeros_; }
   int64_t zero_words() const { return zero_words_; }
-  // Ranks and emits. `whole_report`: as `run` writes it.
-  void select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, bool whole_report) const;
+  // Ranks and emits. `how` the scores came about, for the report.
+  void select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, const ScoresReport& how) const;
   // Of negated upper bounds: `cuts()` become values that about `share` of each part's quota of them reach, pooled, a few more rather than
   // fewer; `floor_cuts()` become what floors may take of each segment.
   void cut_bounds(const Launch& launch, const ScoreView& bounds, double share) const;

@@ -8,7 +8,8 @@
 namespace laprox::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 16;  // of rows: they travel 16 bytes at a time
+constexpr int64_t kAlignment = 16;         // of rows: they travel 16 bytes at a time
+constexpr int kZeroWords = 1 + kArrivals;  // a status (LPX_OK is 0) and counters
 
 PlaneView plane_view(const lpx_plane& plane) { return {static_cast<char*>(plane.data), plane.page_stride, plane.token_stride, plane.head_stride}; }
 
@@ -92,8 +93,9 @@ Views::Views(Arena& arena, const Inputs& inputs, int64_t stride) : inputs_(input
   limits_ = arena.take<LayerLimits>(cache.layers);
   geometry_.lengths = lengths_ = arena.take<int32_t>(geometry_.segments);
   geometry_.contexts = contexts_ = arena.take<int32_t>(geometry_.segments);
-  status_ = arena.take<int32_t>(1);
-  geometry_.status = inputs.status != nullptr ? inputs.status : status_;
+  zeros_ = arena.take<int32_t>(kZeroWords);
+  geometry_.status = inputs.status != nullptr ? inputs.status : zeros_;
+  geometry_.arrivals = zeros_ == nullptr ? nullptr : reinterpret_cast<uint32_t*>(zeros_ + 1);
 }
 
 LayerView Views::view(int index) const {
@@ -147,9 +149,8 @@ void Views::upload(const Launch& launch) const {
     }
     const int64_t words = count * static_cast<int64_t>(sizeof(LayerView) + sizeof(LayerLimits)) / 8;
     launch.run("plan", upload_layers, static_cast<unsigned>(ceil_div(words, kPlanThreads)), kPlanThreads, 0, batch, count, views_ + first,
-               limits_ + first);
+               limits_ + first, zeros_, first == 0 ? kZeroWords : 0);
   }
-  if (geometry_.status == status_) check(cudaMemsetAsync(status_, 0, sizeof *status_, launch.stream), "plan");
   const int64_t row_bytes = static_cast<int64_t>(element_size(inputs_.cache.dtype)) * inputs_.cache.head_dim;
   launch.run("plan", plan_segments, geometry_.segments, kPlanThreads, 0, geometry_, limits_, inputs_.cache.context_lengths, row_bytes, lengths_,
              contexts_);

@@ -53,7 +53,7 @@ class Views {
   LayerLimits* limits_;
   int32_t* lengths_;
   int32_t* contexts_;
-  int32_t* status_;
+  int32_t* zeros_;  // that a call begins with: a status of its own, and arrivals
 };
 
 }  // namespace laprox::cuda
