@@ -26,6 +26,7 @@ namespace {
 constexpr uint64_t kSeed = 7;
 constexpr double kKeep = 0.05;
 constexpr double kKeepMany = 0.5;
+constexpr int kMostReplayed = 32768;  // tokens, where a replayed graph is checked
 constexpr int kPooling = 7;
 constexpr int kSinks = 4;
 
@@ -286,6 +287,7 @@ class Configuration {
     Compacted compacted(s_, selected.kept);
     value_norms();
     check_answers(selected, compacted);
+    if (s_.tokens <= kMostReplayed) check_replay(selected, compacted);
     if (options_.answers) return call_the_rest(compacted);
 
     const double kv_read = 2.0 * row_bytes() * static_cast<double>(s_.entries());
@@ -643,7 +645,7 @@ class Configuration {
                                                        threshold.data());
     count_above<<<1024, 256, 0, stream()>>>(s_, bounds.data(), scores_.data(), threshold.data(), kSinks, s_.rows, counts_.data());
     check(cudaStreamSynchronize(stream()), "the plain kernels");
-    const Counts statistics = counts_.read()[0];
+    statistics_ = counts_.read()[0];
 
     for (const auto& [stage, norms, lse] : {std::tuple{"evict-kept-norms", true, false}, {"evict", false, false}, {"evict-given-lse", true, true}}) {
       attempt(stage, kKeep, [&, stage = stage, norms = norms, lse = lse] {
@@ -669,12 +671,53 @@ class Configuration {
         const Counts counts = counts_.read()[0];
         Line to = line(stage, kKeep, "check");
         add_report(to, report_.read()[0]);
-        to.add("tokensDiffer", static_cast<int64_t>(counts.differs)).add("partsNotMoved", static_cast<int64_t>(counts.moved));
-        to.add("scoresBeyondBounds", static_cast<int64_t>(statistics.beyond));
-        to.add("aboveThreshold", static_cast<double>(statistics.above) / static_cast<double>(s_.entries()));
-        to.print();
+        print_check(to, counts);
       });
     }
+  }
+
+  // An eviction as a graph, captured at the longest lengths and replayed with others: what calls of these lengths do.
+  void check_replay(const Selected& selected, const Compacted& compacted) {
+    attempt("evict-replay", kKeep, [&] {
+      Selected called(s_, selected.kept);
+      call_select_cache(true, false, selected);  // the workspace is there before the capture
+      call_compact(true, selected, compacted);
+      synchronize("an eviction");
+      Captured captured(stream(), [&] {
+        call_select_cache(true, false, selected);
+        call_compact(true, selected, compacted);
+      });
+      cudaGraphExec_t graph = captured.whole();
+      check(cudaMemset(counts_.data(), 0, sizeof(Counts)), "cudaMemset");
+      for (const int32_t length : {s_.tokens - 77, s_.tokens * 3 / 4 + 1, s_.tokens}) {
+        const std::vector<int32_t> lengths(host_lengths_.size(), length);
+        lengths_.write(lengths.data(), lengths_.count());
+        check(cudaMemset(selected.tokens.data(), 0xff, static_cast<size_t>(selected.tokens.bytes())), "cudaMemset");
+        check(cudaMemset(compacted.keys.data(), 0xff, static_cast<size_t>(compacted.keys.bytes())), "cudaMemset");
+        check(cudaMemset(compacted.values.data(), 0xff, static_cast<size_t>(compacted.values.bytes())), "cudaMemset");
+        check(cudaGraphLaunch(graph, stream()), "cudaGraphLaunch");
+        synchronize("a replay");
+        call_select_cache(true, false, called);
+        synchronize("a call");
+        count_different<<<1024, 256, 0, stream()>>>(selected.tokens.data(), called.tokens.data(), called.offsets.read().back(),
+                                                    selected.offsets.data(), called.offsets.data(), s_.segments(), counts_.data());
+        count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, keys_.data(), compacted.keys.data(), called.tokens.data(), called.offsets.data(),
+                                                             counts_.data());
+        count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, values_.data(), compacted.values.data(), called.tokens.data(),
+                                                             called.offsets.data(), counts_.data());
+        check(cudaStreamSynchronize(stream()), "comparing a replay");
+      }
+      Line to = line("evict-replay", kKeep, "check");
+      add_report(to, report_.read()[0]);
+      print_check(to, counts_.read()[0]);
+    });
+  }
+
+  void print_check(Line& to, const Counts& counts) const {
+    to.add("tokensDiffer", static_cast<int64_t>(counts.differs)).add("partsNotMoved", static_cast<int64_t>(counts.moved));
+    to.add("scoresBeyondBounds", static_cast<int64_t>(statistics_.beyond));
+    to.add("aboveThreshold", static_cast<double>(statistics_.above) / static_cast<double>(s_.entries()));
+    to.print();
   }
 
   void evict(const char* stage, bool norms, bool lse, const Selected& selected, const Compacted& compacted) {
@@ -820,6 +863,7 @@ class Configuration {
   Buffer<int32_t> status_;
   Buffer<lpx_report> report_;
   Buffer<Counts> counts_;
+  Counts statistics_{};
   Buffer<char> workspace_;
   std::vector<lpx_cache_layer> layers_;
   std::vector<lpx_cache_layer> layers_now_;
