@@ -5,9 +5,9 @@
 //   second  what still reaches it then; or all others, where the candidates are too many to be worth it
 //   rest    these, where there was no loose list and the second one found that out
 //
-// Reads a score an entry and writes 4 bytes a listed entry. A warp takes a tile, counts, reserves its run of the
-// segment's list with one atomic, and writes it in ascending order; only the order of the tiles in a list may differ between runs. Consecutive tiles
-// go to different blocks, since what is listed lies together. The last block numbers the tiles of those who take the list.
+// Reads a score an entry and writes 4 bytes a listed entry. A warp takes a tile, lists its tokens in shared memory, reserves its run of the
+// segment's list with one atomic, and writes it in ascending order, all lanes side by side; only the order of the tiles in a list may differ between
+// runs. Consecutive tiles go to different blocks, since what is listed lies together. The last block numbers the tiles of those who take the list.
 #pragma once
 
 #include "cuda/kernels/blocks.cuh"
@@ -17,6 +17,7 @@
 namespace laprox::cuda {
 
 inline constexpr int kListThreadsOfTiles = 256;
+inline constexpr int kListBlocks = 6;  // a multiprocessor
 
 enum class List { kFirst, kLoose, kSecond, kRest };
 
@@ -43,15 +44,18 @@ struct CandidateView {
 };
 
 template <List kList>
-__global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __grid_constant__ CandidateView c) {
+__global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candidates(const __grid_constant__ CandidateView c) {
   follow_previous();
   if (*c.status != LPX_OK) return;
   if (kList == List::kRest && c.total->rest == 0) return;
   const bool others = kList == List::kRest || (kList == List::kSecond && c.tightens && c.total->rest != 0);
   const bool counts_candidates = kList == List::kFirst || c.tightens == (kList == List::kLoose);
+  constexpr int kWarps = kListThreadsOfTiles / 32;
   __shared__ int64_t scratch[32];
+  __shared__ uint16_t token_lists[kWarps][kTile];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
+  uint16_t* const list = token_lists[warp];
   bool everything = false;
   if constexpr (kList == List::kFirst) {
     int64_t quota = 0;
@@ -70,7 +74,6 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
   const int tiles = c.tile_start[c.segments];
   unsigned long long candidates = 0;
   int segment = 0;
-  constexpr int kWarps = kListThreadsOfTiles / 32;
   for (int tile = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x); tile < tiles; tile += kWarps * static_cast<int>(gridDim.x)) {
     segment = segment_of_tile(c.tile_start, c.segments, tile, segment);
     const int length = c.lengths[segment];
@@ -93,21 +96,14 @@ __global__ void __launch_bounds__(kListThreadsOfTiles) list_candidates(const __g
       if (score < 0 && (kList == List::kRest ? score > -cut : others || score <= -cut)) listed |= 1u << i;
     }
     if (!__any_sync(~0u, listed != 0)) continue;
-    uint32_t word = gathered(listed, lane) & mask_of(lane, 0, length - begin);
-    int before = __popc(word);
-    const int own_count = before;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(~0u, before, step);
-      if (lane >= step) before += other;
-    }
+    const int count = list_tokens(gathered(listed, lane) & mask_of(lane, 0, length - begin), kTile, lane, list);
     int base = 0;
-    if (lane == 31) {
-      base = atomicAdd(c.counts + segment, before);
-      candidates += before;
+    if (lane == 0) {
+      base = atomicAdd(c.counts + segment, count);
+      candidates += static_cast<unsigned long long>(count);
     }
-    int32_t* to = c.tokens + segment * c.stride + __shfl_sync(~0u, base, 31) + before - own_count;
-    for (; word != 0; word &= word - 1) *to++ = begin + lane * 32 + __ffs(static_cast<int>(word)) - 1;
+    int32_t* const to = c.tokens + segment * c.stride + __shfl_sync(~0u, base, 0);
+    for (int i = lane; i < count; i += 32) to[i] = begin + list[i];
   }
   if constexpr (kList != List::kRest) {
     candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));

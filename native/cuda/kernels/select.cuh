@@ -687,23 +687,6 @@ __device__ __noinline__ uint32_t mean_key_at(PoolRule rule, const float* own, in
   return key_of(neighbours == 0 ? absent_score() : __fdiv_rn(sum, static_cast<float>(neighbours)));
 }
 
-// Tokens of a mask, a word a lane, as a list of a warp in shared memory: at most `slots` of them. Returns how many there are.
-__device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* list) {
-  const int own = __popc(word);
-  int before = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, before, step);
-    if (lane >= step) before += other;
-  }
-  const int total = __shfl_sync(~0u, before, 31);
-  before -= own;
-  __syncwarp();
-  for (; word != 0 && before < slots; word &= word - 1) list[before++] = static_cast<uint16_t>(lane * 32 + __ffs(static_cast<int>(word)) - 1);
-  __syncwarp();
-  return total;
-}
-
 // One read of all scores.
 __global__ void __launch_bounds__(kRankThreads, 2) collect(const __grid_constant__ RankPass p) {
   follow_previous();

@@ -145,6 +145,23 @@ __device__ inline uint32_t mask_of(int lane, int begin, int end) {
   return from >= until ? 0 : (~0u >> (32 - until + from)) << from;
 }
 
+// Tokens of a mask, a word a lane, as a list of a warp in shared memory: at most `slots` of them. Returns how many there are.
+__device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* list) {
+  const int own = __popc(word);
+  int before = own;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, before, step);
+    if (lane >= step) before += other;
+  }
+  const int total = __shfl_sync(~0u, before, 31);
+  before -= own;
+  __syncwarp();
+  for (; word != 0 && before < slots; word &= word - 1) list[before++] = static_cast<uint16_t>(lane * 32 + __ffs(static_cast<int>(word)) - 1);
+  __syncwarp();
+  return total;
+}
+
 // The segment that a tile belongs to. All lanes of a warp ask for the same tile: two steps for a thousand segments.
 __device__ inline int segment_of_tile_together(const int32_t* tile_start, int segments, int tile) {
   const int lane = static_cast<int>(threadIdx.x) % 32;

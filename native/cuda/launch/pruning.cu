@@ -10,7 +10,6 @@
 namespace laprox::cuda {
 namespace {
 
-constexpr int kListBlocks = 8;  // a multiprocessor
 constexpr int kLists = 3;
 constexpr double kProving = 1.5;  // of the budget: exact scores that prove a threshold; a third of them may be of entries that only seemed large
 
