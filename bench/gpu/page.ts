@@ -47,7 +47,7 @@ function page(run: Results, chartFile: string): string {
       ]),
     ),
     '## Inputs and answers',
-    "*Peaked* inputs come from a seeded generator whose attention has needle-lm's statistics: of the entries, 2.2 to 2.6 % have a bound from exact attention norms above the threshold (*above*), and the scan's one read leaves 5 to 11 % of candidates. *Diffuse* ones are Gaussian, and nothing can be pruned. Before anything is timed, the selection from the cache is held against the one by all exact scores, token by token, and compacted rows against the cache's.",
+    "*Peaked* inputs come from a seeded generator whose attention has needle-lm's statistics: of the entries, 2.2 to 2.6 % have a bound from exact attention norms above the threshold (*above*), and the scan's one read leaves 5 to 11 % of candidates. *Diffuse* ones are Gaussian, and nothing can be pruned. Before anything is timed, the selection from the cache is held against the one by all exact scores, token by token, and compacted rows against the cache's; `evict-replay` is an eviction captured as a CUDA graph and replayed with other lengths, held against calls of these lengths.",
     rows(
       ['model', 'tokens', 'input', 'stage', 'path', 'above', 'candidates', 'exact scores', 'selection'],
       checks.map((check) => checkRow(check)),
