@@ -655,19 +655,11 @@ class Configuration {
           synchronize("all scores with a given log-sum-exp, and their selection");
         }
         check(cudaMemset(counts_.data(), 0, sizeof(Counts)), "cudaMemset");
-        check(cudaMemset(selected.tokens.data(), 0xff, static_cast<size_t>(selected.tokens.bytes())), "cudaMemset");
-        check(cudaMemset(compacted.keys.data(), 0xff, static_cast<size_t>(compacted.keys.bytes())), "cudaMemset");
-        check(cudaMemset(compacted.values.data(), 0xff, static_cast<size_t>(compacted.values.bytes())), "cudaMemset");
+        poison(selected, compacted);
         call_select_cache(norms, lse, selected);
         call_compact(norms, selected, compacted);
         synchronize("a selection and its compaction");
-        count_different<<<1024, 256, 0, stream()>>>(selected.tokens.data(), full.tokens.data(), full.kept, selected.offsets.data(),
-                                                    full.offsets.data(), s_.segments(), counts_.data());
-        count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, keys_.data(), compacted.keys.data(), full.tokens.data(), full.offsets.data(),
-                                                             counts_.data());
-        count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, values_.data(), compacted.values.data(), full.tokens.data(), full.offsets.data(),
-                                                             counts_.data());
-        check(cudaStreamSynchronize(stream()), "comparing selections");
+        compare(selected, compacted, full, full.kept);
         const Counts counts = counts_.read()[0];
         Line to = line(stage, kKeep, "check");
         add_report(to, report_.read()[0]);
@@ -692,25 +684,34 @@ class Configuration {
       for (const int32_t length : {s_.tokens - 77, s_.tokens * 3 / 4 + 1, s_.tokens}) {
         const std::vector<int32_t> lengths(host_lengths_.size(), length);
         lengths_.write(lengths.data(), lengths_.count());
-        check(cudaMemset(selected.tokens.data(), 0xff, static_cast<size_t>(selected.tokens.bytes())), "cudaMemset");
-        check(cudaMemset(compacted.keys.data(), 0xff, static_cast<size_t>(compacted.keys.bytes())), "cudaMemset");
-        check(cudaMemset(compacted.values.data(), 0xff, static_cast<size_t>(compacted.values.bytes())), "cudaMemset");
+        poison(selected, compacted);
         check(cudaGraphLaunch(graph, stream()), "cudaGraphLaunch");
         synchronize("a replay");
         call_select_cache(true, false, called);
         synchronize("a call");
-        count_different<<<1024, 256, 0, stream()>>>(selected.tokens.data(), called.tokens.data(), called.offsets.read().back(),
-                                                    selected.offsets.data(), called.offsets.data(), s_.segments(), counts_.data());
-        count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, keys_.data(), compacted.keys.data(), called.tokens.data(), called.offsets.data(),
-                                                             counts_.data());
-        count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, values_.data(), compacted.values.data(), called.tokens.data(),
-                                                             called.offsets.data(), counts_.data());
-        check(cudaStreamSynchronize(stream()), "comparing a replay");
+        compare(selected, compacted, called, called.offsets.read().back());
       }
       Line to = line("evict-replay", kKeep, "check");
       add_report(to, report_.read()[0]);
       print_check(to, counts_.read()[0]);
     });
+    lengths_.write(host_lengths_.data(), lengths_.count());  // whatever went wrong
+  }
+
+  // So that what is not written shows.
+  static void poison(const Selected& selected, const Compacted& compacted) {
+    check(cudaMemset(selected.tokens.data(), 0xff, static_cast<size_t>(selected.tokens.bytes())), "cudaMemset");
+    check(cudaMemset(compacted.keys.data(), 0xff, static_cast<size_t>(compacted.keys.bytes())), "cudaMemset");
+    check(cudaMemset(compacted.values.data(), 0xff, static_cast<size_t>(compacted.values.bytes())), "cudaMemset");
+  }
+
+  // Adds to the counts how far a selection differs from the wanted one, of `kept` tokens, and what of its rows was not moved.
+  void compare(const Selected& selected, const Compacted& compacted, const Selected& wanted, int64_t kept) {
+    count_different<<<1024, 256, 0, stream()>>>(selected.tokens.data(), wanted.tokens.data(), kept, selected.offsets.data(), wanted.offsets.data(),
+                                                s_.segments(), counts_.data());
+    for (const auto& [rows, moved] : {std::pair{keys_.data(), compacted.keys.data()}, {values_.data(), compacted.values.data()}})
+      count_not_moved<<<s_.segments(), 256, 0, stream()>>>(s_, rows, moved, wanted.tokens.data(), wanted.offsets.data(), counts_.data());
+    check(cudaStreamSynchronize(stream()), "comparing selections");
   }
 
   void print_check(Line& to, const Counts& counts) const {
