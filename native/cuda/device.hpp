@@ -42,7 +42,7 @@ class Device {
   cudaDeviceProp properties_{};
   cudaStream_t own_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
-  mutable SharedLimits limits_;
+  mutable KernelLimits limits_;
 };
 
 // Device memory of one call, given back to the pool in the order of its stream: the caller's workspace, or the pool's.

@@ -58,6 +58,7 @@ __device__ inline int token_at(const ScoreView& scores, int segment, int length,
   int high = length;
   if (scores.positions != nullptr) {
     const int32_t* own = scores.positions + scores.offset(segment);
+#pragma unroll 1
     while (low < high) {
       const int middle = low + (high - low) / 2;
       if (own[middle] < position)
@@ -69,6 +70,7 @@ __device__ inline int token_at(const ScoreView& scores, int segment, int length,
   }
   const LayerView& layer = scores.layer[scores.layer_of(segment)];
   const Rows rows(layer, layer.position, scores.sequence_of(segment), scores.head_of(segment));
+#pragma unroll 1
   while (low < high) {
     const int middle = low + (high - low) / 2;
     if (*reinterpret_cast<const int32_t*>(rows(middle)) < position)
@@ -85,14 +87,17 @@ __device__ void deal(const Parts& parts, int first, int count, int64_t amount, i
   const auto index = [&](int i) { return parts.segment(first, i); };  // parts of a pyramid are segments
   int64_t most = 0;
   int64_t all = 0;
+#pragma unroll 1
   for (int i = threadIdx.x; i < count; i += blockDim.x) all += room(index(i));
   all = block_sum(all, scratch);
   most = amount;  // full turns
   if (all > amount) {
     int64_t low = 0;
+#pragma unroll 1
     for (int64_t high = amount; low < high;) {
       const int64_t turns = low + (high - low + 1) / 2;
       int64_t sum = 0;
+#pragma unroll 1
       for (int i = threadIdx.x; i < count; i += blockDim.x) sum += min(room(index(i)), turns);
       sum = block_sum(sum, scratch);
       if (sum <= amount)
@@ -103,20 +108,24 @@ __device__ void deal(const Parts& parts, int first, int count, int64_t amount, i
     most = low;
   }
   int64_t dealt = 0;
+#pragma unroll 1
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int64_t own = room(index(i));
     parts.remainder[index(i)] = own;
     dealt += min(own, most);
   }
   const int64_t rest = amount - block_sum(dealt, scratch);
+#pragma unroll 1
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int64_t own = parts.remainder[index(i)];
     int64_t more = min(own, most);
     if (own > most && rest > 0) {
       int64_t before = 0;
       if (sign > 0)
+#pragma unroll 1
         for (int j = 0; j < i; ++j) before += parts.remainder[index(j)] > most;
       else
+#pragma unroll 1
         for (int j = i + 1; j < count; ++j) before += parts.remainder[index(j)] > most;
       more += before < rest;
     }
@@ -135,24 +144,21 @@ __global__ void __launch_bounds__(kBudgetThreads)
   if (sequence > scores.sequences) {
     const int64_t first = int64_t{sequence - scores.sequences - 1} * blockDim.x + tid;
     const int64_t step = int64_t{gridDim.x - scores.sequences - 1} * blockDim.x;
+#pragma unroll 1
     for (int64_t i = first; i < start.zero_words; i += step) start.zeros[i] = 0;
+#pragma unroll 1
     for (int64_t i = first; i < start.histogram_words; i += step) start.histogram[i] = 0;
     return;
   }
   if (sequence == scores.sequences) {  // number the tiles
-    int64_t carry = 0;
-    for (int first = 0; first < scores.segments(); first += blockDim.x) {
-      const int segment = first + tid;
-      const int64_t tiles = segment < scores.segments() ? (scores.length(segment) + kTile - 1) / kTile : 0;
-      int64_t total = 0;
-      const int64_t before = block_prefix(tiles, scratch, total);
-      if (segment < scores.segments()) {
-        tile_start[segment] = static_cast<int32_t>(carry + before);
-        if (start.head_tiles != nullptr) start.head_tiles[segment] = static_cast<int32_t>(tiles);
-      }
-      carry += total;
-    }
-    if (tid == 0) tile_start[scores.segments()] = static_cast<int32_t>(carry);
+    number_all(
+        scores.segments(),
+        [&](int segment) {
+          const int tiles = (scores.length(segment) + kTile - 1) / kTile;
+          if (start.head_tiles != nullptr) start.head_tiles[segment] = tiles;
+          return tiles;
+        },
+        tile_start);
     return;
   }
 
@@ -162,6 +168,7 @@ __global__ void __launch_bounds__(kBudgetThreads)
   const auto part_at = [&](int i) {
     return parts.scope == LPX_SCOPE_MODEL ? sequence : parts.scope == LPX_SCOPE_LAYER ? i * scores.sequences + sequence : segment_at(i);
   };
+#pragma unroll 1
   for (int i = tid; i < count; i += blockDim.x) {
     const int part = part_at(i);
     parts.entries[part] = 0;
@@ -169,6 +176,7 @@ __global__ void __launch_bounds__(kBudgetThreads)
     parts.tiles[part] = 0;
   }
   const int bounds_each = 1 + 2 * rule.ranges;
+#pragma unroll 1
   for (int64_t item = tid; item < int64_t{per_sequence} * bounds_each; item += blockDim.x) {
     const int segment = segment_at(static_cast<int>(item / bounds_each));
     const int which = static_cast<int>(item % bounds_each);
@@ -183,12 +191,14 @@ __global__ void __launch_bounds__(kBudgetThreads)
     bounds[int64_t{segment} * bounds_each + which] = token_at(scores, segment, length, position);
   }
   __syncthreads();
+#pragma unroll 1
   for (int i = tid; i < per_sequence; i += blockDim.x) {
     const int segment = segment_at(i);
     const int part = parts.of(segment);
     const int length = scores.length(segment);
     const int32_t* own = bounds + int64_t{segment} * bounds_each;
     int64_t guarded = length - own[0];
+#pragma unroll 1
     for (int r = 0; r < rule.ranges; ++r) guarded += max(min(own[2 + 2 * r], own[0]) - own[1 + 2 * r], 0);
     atomicAdd(reinterpret_cast<unsigned long long*>(parts.entries + part), static_cast<unsigned long long>(length));
     atomicAdd(reinterpret_cast<unsigned long long*>(parts.guarded + part), static_cast<unsigned long long>(guarded));
@@ -197,16 +207,20 @@ __global__ void __launch_bounds__(kBudgetThreads)
   __syncthreads();
 
   if (rule.budget == LPX_BUDGET_RATIO) {
+#pragma unroll 1
     for (int i = tid; i < count; i += blockDim.x)
       parts.quota[part_at(i)] = static_cast<int64_t>(floor(__dmul_rn(rule.ratio, static_cast<double>(parts.entries[part_at(i)]))));
   } else {
     int64_t entries = 0;
+#pragma unroll 1
     for (int i = tid; i < count; i += blockDim.x) entries += parts.entries[part_at(i)];
     entries = block_sum(entries, scratch);
     if (rule.amount >= entries) {
+#pragma unroll 1
       for (int i = tid; i < count; i += blockDim.x) parts.quota[part_at(i)] = parts.entries[part_at(i)];
     } else {
       int64_t given = 0;
+#pragma unroll 1
       for (int i = tid; i < count; i += blockDim.x) {
         const int part = part_at(i);
         const auto product = static_cast<unsigned __int128>(rule.amount) * static_cast<unsigned __int128>(parts.entries[part]);
@@ -216,9 +230,11 @@ __global__ void __launch_bounds__(kBudgetThreads)
         given += share;
       }
       const int64_t left = rule.amount - block_sum(given, scratch);
+#pragma unroll 1
       for (int i = tid; i < count && left > 0; i += blockDim.x) {
         const int64_t own = parts.remainder[part_at(i)];
         int64_t rank = 0;
+#pragma unroll 1
         for (int j = 0; j < count; ++j) {
           const int64_t other = parts.remainder[part_at(j)];
           rank += other > own || (other == own && j < i);
@@ -228,10 +244,13 @@ __global__ void __launch_bounds__(kBudgetThreads)
     }
   }
   __syncthreads();
+#pragma unroll 1
   for (int i = tid; i < count; i += blockDim.x)
     if (parts.quota[part_at(i)] < parts.guarded[part_at(i)]) report_status(scores.status, LPX_BUDGET_TOO_SMALL);
+#pragma unroll 1
   for (int i = tid; i < count; i += blockDim.x) {
     int stride = 1;
+#pragma unroll 1
     while (start.sample && stride < kMaxSampleStride && parts.quota[part_at(i)] - parts.guarded[part_at(i)] >= start.sampled * 2 * stride)
       stride *= 2;
     start.stride[part_at(i)] = stride;
@@ -240,6 +259,7 @@ __global__ void __launch_bounds__(kBudgetThreads)
 
   // PyramidKV: unprotected budgets fall linearly from the first layer to the last. See native/core/budget.cpp.
   int64_t missing = 0;
+#pragma unroll 1
   for (int i = tid; i < count; i += blockDim.x) {
     const int part = part_at(i);
     const double slope = scores.layers == 1 ? 0.5 : __ddiv_rn(scores.layer_of(part), scores.layers - 1);

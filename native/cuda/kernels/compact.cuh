@@ -120,13 +120,13 @@ __global__ void __launch_bounds__(kListThreads) plan_pages(const __grid_constant
         pages = pages_for(m.offsets[segment + 1] - m.offsets[segment], to.page_size);
         if (pages > m.table_width) report_status(m.from.status, LPX_OUT_OF_BOUNDS);
       }
-      int64_t total = 0;
-      const int64_t before = used + block_prefix(pages, scratch, total);
+      const Prefix own = block_prefix(pages, scratch);
+      const int64_t before = used + own.before;
       if (i < per_list) {
         m.first_page[segment] = before;
         if (before + pages > m.layer[m.from.layer_of(segment)].free_count) report_status(m.from.status, LPX_OUT_OF_PAGES);
       }
-      used += total;
+      used += own.total;
     }
     if (threadIdx.x == 0) m.pages_used[list] = used;
   }
@@ -181,10 +181,9 @@ __global__ void __launch_bounds__(kListThreads) plan_freed(const __grid_constant
         freed = used - kept;
         most = shared ? pages_for(m.from.lengths[segment], layer.page_size) : used;
       }
-      int64_t total = 0;
-      const int64_t before = block_prefix(freed, scratch, total);
-      if (i < per_layer) m.first_freed[segment] = listed + before;
-      listed += total;
+      const Prefix own = block_prefix(freed, scratch);
+      if (i < per_layer) m.first_freed[segment] = listed + own.before;
+      listed += own.total;
       freeable += block_sum(most, scratch);
     }
     if (threadIdx.x == 0 && m.freed_counts != nullptr) m.freed_counts[l] = listed - before_layer;

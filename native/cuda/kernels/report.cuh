@@ -22,30 +22,31 @@ struct Text {
 struct ScoresReport {
   bool given;                 // none was computed
   const PruneCounts* counts;  // null: all were
-  Text large_budget;          // why they were, where the budget was large
-  Text obstacle;              // or where pruning was not tried
+  Text obstacle;              // why they were, where pruning was not tried
 };
 
-// By a whole block.
+// By one thread.
 __device__ inline void report_scores(const ScoresReport& from, int64_t entries, lpx_report& to) {
   const PruneCounts* const counts = from.counts;
   const bool large_budget = counts != nullptr && counts->everything != 0;
   const bool many = counts != nullptr && !large_budget && counts->rest != 0;
   const bool full = counts == nullptr || large_budget || many || entries == 0;
-  for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(Text)); i += static_cast<int>(blockDim.x))
-    if (!many) to.fallback[i] = counts == nullptr ? from.obstacle.characters[i] : large_budget ? from.large_budget.characters[i] : '\0';
-  if (threadIdx.x != 0) return;
   to.path = full ? LPX_PATH_FULL : LPX_PATH_PRUNED;
   to.candidates = full ? entries : static_cast<int64_t>(counts->candidates);
   to.exact_scores = from.given ? 0 : full ? entries : static_cast<int64_t>(counts->exact);
-  if (!many) return;
-  const int percent = static_cast<int>(100.0 * static_cast<double>(counts->candidates) / static_cast<double>(entries) + 0.5);
-  const char* end = " % of the entries are candidates";
   char* at = to.fallback;
-  if (percent >= 100) *at++ = '1';
-  if (percent >= 10) *at++ = static_cast<char>('0' + percent / 10 % 10);
-  *at++ = static_cast<char>('0' + percent % 10);
-  for (; *end != 0; ++end) *at++ = *end;
+  if (many) {
+    const int percent = static_cast<int>(100.0 * static_cast<double>(counts->candidates) / static_cast<double>(entries) + 0.5);
+    if (percent >= 100) *at++ = '1';
+    if (percent >= 10) *at++ = static_cast<char>('0' + percent / 10 % 10);
+    *at++ = static_cast<char>('0' + percent % 10);
+  }
+  const char* text = counts == nullptr ? from.obstacle.characters
+                     : large_budget    ? "the budget is large"
+                     : many            ? " % of the entries are candidates"
+                                       : "";
+#pragma unroll 1
+  for (; *text != 0; ++text) *at++ = *text;
   *at = 0;
 }
 

@@ -16,6 +16,7 @@ inline constexpr int kTileWords = kTile / 32;            // of a bit mask of a t
 inline constexpr uint32_t kForced = 0xffffffffu;         // the key of what is kept outside the ranking
 inline constexpr uint32_t kMinusInfinity = 0xff800000u;  // the bits of what ranks below every score
 inline constexpr int kInlineRanges = 16;                 // protected ranges that travel as a kernel parameter
+inline constexpr int kNarrow = 31;                       // neighbours on each side that masks are widened by
 
 // Scores of all segments. Those of segment x start at data + offsets[x], or at data + x * stride where offsets is null.
 struct ScoreView {
@@ -111,6 +112,67 @@ struct Collected {
   int32_t slots;
 };
 
+struct PoolRule {
+  int32_t mean;  // or the maximum
+  int32_t halo;  // neighbours on each side
+
+  __host__ __device__ bool narrow() const { return !mean && halo <= kNarrow; }
+};
+
+// Parts that each have a key to be found.
+struct Search {
+  Parts parts;
+  Ranks ranks;
+};
+inline constexpr int kOfRule = 0;   // the parts of the rule
+inline constexpr int kOfHeads = 1;  // every segment for itself: floors
+
+// What the passes of a selection read and write.
+struct RankView {
+  ScoreView scores;
+  const int32_t* tile_start;  // [segments + 1]
+  Protection protection;
+  PoolRule pool;
+  bool bounds;  // scores are negated upper bounds: their magnitudes are ranked, and nothing is kept outside the ranking
+  bool refuse_non_finite;
+  float deviations;  // of a sample that a range allows for
+  Search search[2];
+  unsigned long long* granted;  // [parts of the rule]: entries that floors took
+  Collected collected;
+
+  __device__ const Parts& parts() const { return search[kOfRule].parts; }
+};
+
+// What a pass looks for, or goes on with.
+enum class Goal {
+  kSample,      // about what the budget leaves beside protected entries; the range is wide enough for a sample's error
+  kExact,       // what the budget leaves beside protected and non-finite entries
+  kBudget,      // the same, in a range that a sample gave
+  kTarget,      // the target that is there
+  kFloor,       // of a head: its share of the target, times `share`
+  kRest,        // what the floors left
+  kShare,       // about `share` of the budget, protected entries included; a few more rather than fewer
+  kFloorShare,  // of a head: its protected entries, and `share` of the rest of the budget
+  kProve,       // whether the keys from the range's low end on are as many as the budget leaves
+  kContinue     // in the range that was found
+};
+
+// One pass of all blocks. They wait for each other before the next one.
+struct Pass {
+  enum class Kind { kFindRange, kCollect, kRefine, kCount, kEmit };
+  Kind kind;
+  Goal goal;
+  double share;
+  int32_t search;  // kOfRule, kOfHeads
+  int32_t index;   // among the passes of a search
+  int32_t bits;    // of the histogram
+  bool again;      // only for parts whose sample failed
+  bool count;      // non-finite scores
+  bool floored;    // floors took keys above their heads', and so many of just these as their heads' ties say
+
+  __device__ bool first() const { return goal != Goal::kContinue && goal != Goal::kBudget && goal != Goal::kProve; }
+};
+
 __device__ inline uint32_t key_of(float score) {
   const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));  // -0 becomes 0
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
@@ -138,12 +200,15 @@ __device__ inline uint32_t gathered(uint32_t runs, int lane) {
   return __shfl_sync(~0u, runs, lane % 4 * 8 + lane / 4);
 }
 
-// Bits of a lane's word whose tokens are in [begin, end) of the tile.
-__device__ inline uint32_t mask_of(int lane, int begin, int end) {
-  const int from = min(max(begin - lane * 32, 0), 32);
-  const int until = min(max(end - lane * 32, 0), 32);
+// Bits [from, until) of a word.
+__device__ inline uint32_t bits_between(int from, int until) {
+  from = min(max(from, 0), 32);
+  until = min(max(until, 0), 32);
   return from >= until ? 0 : (~0u >> (32 - until + from)) << from;
 }
+
+// Bits of a lane's word whose tokens are in [begin, end) of the tile.
+__device__ inline uint32_t mask_of(int lane, int begin, int end) { return bits_between(begin - lane * 32, end - lane * 32); }
 
 // Tokens of a mask, a word a lane, as a list of a warp in shared memory: at most `slots` of them. Returns how many there are.
 __device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* list) {
@@ -157,6 +222,7 @@ __device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* 
   const int total = __shfl_sync(~0u, before, 31);
   before -= own;
   __syncwarp();
+#pragma unroll 1
   for (; word != 0 && before < slots; word &= word - 1) list[before++] = static_cast<uint16_t>(lane * 32 + __ffs(static_cast<int>(word)) - 1);
   __syncwarp();
   return total;
@@ -167,6 +233,7 @@ __device__ inline int segment_of_tile_together(const int32_t* tile_start, int se
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int low = 0;  // begins at the tile or before it
   int high = segments;
+#pragma unroll 1
   while (high - low > 1) {
     const int step = (high - low + 31) / 32;
     const int at = low + (lane + 1) * step;

@@ -170,8 +170,7 @@ void Pruning::run(const Launch& launch, const Geometry& g, const lpx_selection& 
     prune(launch, g);
   else
     exact_->run(launch, g, nullptr, scores_);
-  const ScoresReport how = {false, bounds_ == nullptr ? nullptr : bounds_->total, text_of("the budget is large"),
-                            text_of(obstacle_ == nullptr ? "" : obstacle_)};
+  const ScoresReport how = {false, bounds_ == nullptr ? nullptr : bounds_->total, text_of(obstacle_ == nullptr ? "" : obstacle_)};
   select_->select(launch, scores, out, report, how);
 }
 

@@ -7,8 +7,6 @@
 namespace laprox::cuda {
 namespace {
 
-constexpr int kBlocksPerMultiprocessor = 2;
-
 // Sinks and pinned ranges are both ranges of positions.
 std::vector<PositionRange> merged_ranges(const lpx_select_rule& rule) {
   std::vector<PositionRange> ranges;
@@ -26,14 +24,35 @@ std::vector<PositionRange> merged_ranges(const lpx_select_rule& rule) {
   return merged;
 }
 
-constexpr int64_t kStages = int64_t{kRankWarps} * kStage * 4;
-
-template <typename Kernel>
-void launch_rank(const Launch& launch, Kernel kernel, int64_t blocks, int64_t shared, const RankPass& pass) {
-  launch.run("select", kernel, static_cast<unsigned>(blocks), kRankThreads, shared, pass);
-}
-
 }  // namespace
+
+// The passes of one launch, in order.
+struct Select::Plan {
+  const Select& select;
+  Passes passes{};
+  int32_t searched[2] = {};  // passes of each search
+
+  Pass& add(Pass::Kind kind, Goal goal, int bits, int search) {
+    Pass& pass = passes.pass[passes.count++];
+    pass.kind = kind;
+    pass.goal = goal;
+    pass.search = search;
+    pass.index = searched[search]++;
+    pass.bits = bits;
+    passes.bits = std::max(passes.bits, bits);
+    return pass;
+  }
+  Pass& find_range(Goal goal, int search = kOfRule) {
+    return add(Pass::Kind::kFindRange, goal, goal == Goal::kContinue ? select.bits_ : select.first_bits_, search);
+  }
+  Pass& collect(Goal goal) { return add(Pass::Kind::kCollect, goal, select.bits_, kOfRule); }
+  // The exact thresholds, and what they keep.
+  void finish(bool floored) {
+    for (int i = 1; i < select.passes_left(); ++i) add(Pass::Kind::kRefine, Goal::kContinue, select.bits_, kOfRule).floored = floored;
+    add(Pass::Kind::kCount, Goal::kContinue, 0, kOfRule).floored = floored;
+    add(Pass::Kind::kEmit, Goal::kContinue, 0, kOfRule).floored = floored;
+  }
+};
 
 Select::Select(Arena& arena, const ScoreView& shape, const lpx_select_rule& rule, const SelectSizes& sizes, Arena* lists)
     : rule_(rule), sizes_(sizes), ranges_(merged_ranges(rule)), segments_(int64_t{shape.layers} * shape.sequences * shape.kv_heads) {
@@ -142,127 +161,61 @@ void Select::find_budgets(const Launch& launch, const ScoreView& scores) const {
              parts_, start, bounds_, tile_start_);
 }
 
-RankPass Select::pass(const ScoreView& scores) const {
-  RankPass pass{};
-  pass.scores = scores;
-  pass.tile_start = tile_start_;
-  pass.protection = {bounds_, static_cast<int32_t>(ranges_.size())};
-  pass.pool = {rule_.pooling == LPX_POOL_MEAN && rule_.pooling_width > 1, rule_.pooling_width / 2};
-  pass.parts = parts_;
-  pass.ranked = parts_;
-  pass.ranks = ranks_;
-  pass.targets = ranks_.target;
-  pass.granted = granted_;
-  pass.refuse_non_finite = rule_.non_finite == LPX_NON_FINITE_ERROR;
-  pass.deviations = sizes_.deviations;
-  pass.collected = collected_;
-  return pass;
+RankView Select::view(const ScoreView& scores) const {
+  RankView view{};
+  view.scores = scores;
+  view.tile_start = tile_start_;
+  view.protection = {bounds_, static_cast<int32_t>(ranges_.size())};
+  view.pool = {rule_.pooling == LPX_POOL_MEAN && rule_.pooling_width > 1, rule_.pooling_width / 2};
+  view.refuse_non_finite = rule_.non_finite == LPX_NON_FINITE_ERROR;
+  view.deviations = sizes_.deviations;
+  view.search[kOfRule] = {parts_, ranks_};
+  view.search[kOfHeads] = {heads_, head_ranks_};
+  view.granted = granted_;
+  view.collected = collected_;
+  return view;
 }
 
-void Select::find_range(const Launch& launch, RankPass& pass) const {
-  pass.bits = pass.goal == Goal::kContinue ? bits_ : first_bits_;
-  const int64_t blocks = std::min<int64_t>(int64_t{launch.multiprocessors} * kBlocksPerMultiprocessor, max_tiles_);
-  const bool shuffled = !pass.pool.mean && pass.pool.halo <= kShuffled;
-  const int64_t shared = (int64_t{4} << pass.bits) + (shuffled ? 0 : kStages);
-  switch (shuffled ? pass.pool.halo : -1) {
-    case 0: launch_rank(launch, laprox::cuda::find_range<0>, blocks, shared, pass); break;
-    case 1: launch_rank(launch, laprox::cuda::find_range<1>, blocks, shared, pass); break;
-    case 2: launch_rank(launch, laprox::cuda::find_range<2>, blocks, shared, pass); break;
-    case 3: launch_rank(launch, laprox::cuda::find_range<3>, blocks, shared, pass); break;
-    default: launch_rank(launch, laprox::cuda::find_range<-1>, blocks, shared, pass); break;
-  }
-  pass.goal = Goal::kContinue;
-  ++pass.index;
-}
-
-void Select::collect(const Launch& launch, RankPass& pass) const {
-  pass.bits = bits_;
-  const int64_t blocks = std::min<int64_t>(int64_t{launch.multiprocessors} * kBlocksPerMultiprocessor, max_tiles_);
-  launch_rank(launch, laprox::cuda::collect, blocks, (int64_t{4} << bits_) + kStages, pass);
-  pass.goal = Goal::kContinue;
-  ++pass.index;
-}
-
-void Select::refine(const Launch& launch, RankPass& pass) const {
-  pass.bits = bits_;
-  const int64_t blocks = std::min<int64_t>(launch.multiprocessors, max_tiles_);
-  launch_rank(launch, laprox::cuda::refine, blocks, (int64_t{4} << bits_) + kStages, pass);
-  ++pass.index;
+void Select::run(const Launch& launch, const RankView& view, const Plan& plan, const SelectionView& out, lpx_report* report,
+                 const ScoresReport& how) const {
+  const Counts counts = {tile_above_, tile_ties_, tile_segment_, segment_above_, segment_ties_, tie_quota_, blocks_done_};
+  const int64_t shared = (int64_t{4} << plan.passes.bits) + int64_t{kRankWarps} * kStage * 4;
+  launch.run_together("select", select_entries, max_tiles_, kRankThreads, shared, view, plan.passes, counts, out, report, how);
 }
 
 void Select::cut_bounds(const Launch& launch, const ScoreView& bounds, double share) const {
-  RankPass pass = this->pass(bounds);
-  pass.bounds = true;
-  pass.goal = Goal::kShare;
-  pass.share = share;
-  find_range(launch, pass);
-  if (!floors()) return;
-  pass.ranked = heads_;
-  pass.ranks = head_ranks_;
-  pass.index = 0;
-  pass.goal = Goal::kFloorShare;
-  pass.share = rule_.floor;
-  find_range(launch, pass);
+  RankView view = this->view(bounds);
+  view.bounds = true;
+  Plan plan{*this};
+  plan.find_range(Goal::kShare).share = share;
+  if (floors()) plan.find_range(Goal::kFloorShare, kOfHeads).share = rule_.floor;
+  run(launch, view, plan, {}, nullptr, {});
 }
 
 void Select::lower_bounds(const Launch& launch, const ScoreView& scores) const {
-  RankPass pass = this->pass(scores);
-  pass.goal = Goal::kSample;
-  pass.share = 1;
-  find_range(launch, pass);
-  pass.goal = Goal::kProve;
-  pass.count = true;
-  collect(launch, pass);
-  if (!floors()) return;
-  pass.count = false;
-  pass.ranked = heads_;
-  pass.ranks = head_ranks_;
-  pass.index = 0;
-  pass.goal = Goal::kFloor;
-  pass.share = rule_.floor;
-  find_range(launch, pass);
+  Plan plan{*this};
+  plan.find_range(Goal::kSample).share = 1;
+  plan.collect(Goal::kProve).count = true;
+  if (floors()) plan.find_range(Goal::kFloor, kOfHeads).share = rule_.floor;
+  run(launch, view(scores), plan, {}, nullptr, {});
 }
 
 void Select::select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, const ScoresReport& how) const {
-  RankPass pass = this->pass(scores);
+  Plan plan{*this};
   if (floors()) {
-    pass.goal = Goal::kExact;
-    pass.count = true;
-    find_range(launch, pass);  // what is left to rank, once non-finite scores are counted
-    pass.count = false;
-    RankPass floor = pass;
-    floor.ranked = heads_;
-    floor.ranks = head_ranks_;
-    floor.index = 0;
-    floor.goal = Goal::kFloor;
-    floor.share = rule_.floor;
-    for (int i = 0; i <= passes_left(); ++i) find_range(launch, floor);
-    pass.floor_key = head_ranks_.key;
-    pass.floor_ties = head_ranks_.ties;
-    pass.goal = Goal::kRest;
-    find_range(launch, pass);
-    collect(launch, pass);
+    plan.find_range(Goal::kExact).count = true;  // what is left to rank, once non-finite scores are counted
+    plan.find_range(Goal::kFloor, kOfHeads).share = rule_.floor;
+    for (int i = 0; i < passes_left(); ++i) plan.find_range(Goal::kContinue, kOfHeads);
+    plan.find_range(Goal::kRest).floored = true;
+    plan.collect(Goal::kContinue).floored = true;
   } else {
-    pass.goal = Goal::kSample;
-    find_range(launch, pass);
-    pass.goal = Goal::kBudget;
-    pass.count = true;
-    collect(launch, pass);
-    pass.count = false;
-    pass.again = true;
-    pass.goal = Goal::kTarget;
-    find_range(launch, pass);
-    collect(launch, pass);
-    pass.again = false;
+    plan.find_range(Goal::kSample);
+    plan.collect(Goal::kBudget).count = true;
+    plan.find_range(Goal::kTarget).again = true;
+    plan.collect(Goal::kContinue).again = true;
   }
-  for (int i = 1; i < passes_left(); ++i) refine(launch, pass);
-
-  const Counts counts = {tile_above_, tile_ties_, tile_segment_, segment_above_, segment_ties_, tie_quota_, blocks_done_};
-  const SelectionView view = {out.tokens, out.capacity, out.offsets};
-  launch.run("select", count_kept, static_cast<unsigned>(std::min<int64_t>(segments_, int64_t{launch.multiprocessors} * 8)), kRankThreads, 0, pass,
-             counts, view, report, how);
-  launch.run("select", emit, static_cast<unsigned>(std::min<int64_t>(ceil_div(max_tiles_, kEmitThreads / 32), int64_t{launch.multiprocessors} * 24)),
-             kEmitThreads, 0, pass, counts, view);
+  plan.finish(floors());
+  run(launch, view(scores), plan, {out.tokens, out.capacity, out.offsets}, report, how);
 }
 
 void Select::run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const {

@@ -8,9 +8,9 @@
 
 namespace laprox::cuda {
 
-struct RankPass;
+struct RankView;
 struct ScoresReport;
-struct Counts;
+struct SelectionView;
 
 // Sizes of buffers, for tests to shrink: a selection does not depend on them.
 struct SelectSizes {
@@ -53,10 +53,9 @@ class Select {
 
  private:
   bool floors() const { return rule_.floor > 0; }
-  RankPass pass(const ScoreView& scores) const;
-  void find_range(const Launch& launch, RankPass& pass) const;
-  void collect(const Launch& launch, RankPass& pass) const;
-  void refine(const Launch& launch, RankPass& pass) const;
+  struct Plan;
+  RankView view(const ScoreView& scores) const;
+  void run(const Launch& launch, const RankView& view, const Plan& plan, const SelectionView& out, lpx_report* report, const ScoresReport& how) const;
   // Passes over ranges that one of `first_bits_` leaves.
   int passes_left() const { return static_cast<int>(ceil_div(32 - first_bits_, bits_)); }
 
