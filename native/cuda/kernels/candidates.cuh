@@ -58,14 +58,17 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
   uint16_t* const list = token_lists[warp];
   bool everything = false;
   if constexpr (kList == List::kFirst) {
-    int64_t quota = 0;
-    int64_t entries = 0;
-    for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) {
-      quota += c.parts.quota[part];
-      entries += c.parts.entries[part];
+    int64_t quota = c.parts.quota[0];
+    int64_t entries = c.parts.entries[0];
+    if (c.parts.count() > 1) {
+      quota = entries = 0;
+      for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) {
+        quota += c.parts.quota[part];
+        entries += c.parts.entries[part];
+      }
+      quota = block_sum(quota, scratch);
+      entries = block_sum(entries, scratch);
     }
-    quota = block_sum(quota, scratch);
-    entries = block_sum(entries, scratch);
     everything = static_cast<double>(quota) > c.worthwhile_budget * static_cast<double>(entries);
     if (everything && blockIdx.x == 0 && threadIdx.x == 0) c.total->everything = 1;
   }
@@ -73,9 +76,8 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
     for (int64_t i = blockIdx.x * kListThreadsOfTiles + threadIdx.x; i < c.zero_words; i += gridDim.x * kListThreadsOfTiles) c.zeros[i] = 0;
   const int tiles = c.tile_start[c.segments];
   unsigned long long candidates = 0;
-  int segment = 0;
   for (int tile = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x); tile < tiles; tile += kWarps * static_cast<int>(gridDim.x)) {
-    segment = segment_of_tile(c.tile_start, c.segments, tile, segment);
+    const int segment = segment_of_tile_together(c.tile_start, c.segments, tile);
     const int length = c.lengths[segment];
     const int begin = (tile - c.tile_start[segment]) * kTile;
     float cut = score_of(c.cuts[c.parts.of(segment)]);

@@ -401,7 +401,7 @@ struct HopperStream {
 
 // One thread: the chunks of the CTA's tiles, as stages are freed.
 template <int R, int D>
-__device__ __forceinline__ void fill_ring(const Geometry& g, const int32_t* first_tiles, const HopperStream& stream, uint32_t memory) {
+__device__ __forceinline__ void fill_ring(const Geometry& g, const int32_t* first_tiles, int segment, const HopperStream& stream, uint32_t memory) {
   using Shape = HopperShape<R, D>;
   Ring<Shape::kStages> ring;
   ring.parity = 1;  // as if all stages had been freed once
@@ -413,7 +413,6 @@ __device__ __forceinline__ void fill_ring(const Geometry& g, const int32_t* firs
     ring.advance();
   };
   const int tiles = first_tiles[g.segments];
-  int segment = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     segment = segment_of_tile(first_tiles, g.segments, tile, segment);
     for (int slab = 0; slab < stream.slabs; ++slab)
@@ -442,7 +441,7 @@ __device__ __forceinline__ void score_tiles(const Geometry& g, const int32_t* fi
   joint.shared_pairs = reinterpret_cast<float*>(base + Shape::kPairsAt) + (warp * 16 + joint.lane / 4) * Shape::kPairStride;
 
   int tile = static_cast<int>(blockIdx.x);
-  Place place(g, 0);
+  Place place(g, segment_of_tile_together(first_tiles, g.segments, tile));
   int first = 0;  // of the warp's tokens, in the segment's list
   const auto find_tile = [&] {
     place = Place(g, segment_of_tile(first_tiles, g.segments, tile, place.segment));
@@ -542,7 +541,8 @@ __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
   const HopperStream stream{queries, (g.rows + slab_rows(R, D) - 1) / slab_rows(R, D), factors};
   if (threadIdx.x >= Shape::kWarpgroups * 128) {
     give_registers<Shape::kProducerRegisters>();
-    if (threadIdx.x == Shape::kWarpgroups * 128) fill_ring<R, D>(g, first_tiles, stream, memory);
+    const int segment = segment_of_tile_together(first_tiles, g.segments, static_cast<int>(blockIdx.x));
+    if (threadIdx.x == Shape::kWarpgroups * 128) fill_ring<R, D>(g, first_tiles, segment, stream, memory);
   } else {
     take_registers<Shape::kRegisters>();
     score_tiles<T, R, D, Bound>(g, first_tiles, lists, stream, lse, scores, hopper_memory + (memory - shared_address(hopper_memory)), memory);

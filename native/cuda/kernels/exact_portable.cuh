@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(256, 1) portable_kernel(Geometry g, const int3
   int stage = 0;
   int tile = static_cast<int>(blockIdx.x);
   if (tile < tiles) {
-    segment = segment_of_tile(first_tiles, g.segments, tile, 0);
+    segment = segment_of_tile_together(first_tiles, g.segments, tile);
     first = ((tile - first_tiles[segment]) * warps + warp) * Shape::kTokens;
     fetch_chunk(segment, 0, 0);
     fetch_rows(segment, first, false);

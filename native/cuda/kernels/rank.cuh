@@ -26,6 +26,7 @@ inline constexpr int kRankThreads = 512;
 inline constexpr int kRankWarps = kRankThreads / 32;
 inline constexpr int kMaxRangeBits = 22;  // of a sampled range: what two passes of 2048 bins take apart
 inline constexpr int kMostBits = 13;      // of a histogram
+inline constexpr uint32_t kRoom = 3;      // bins that a threshold may rise by
 
 // A block's shared memory: a stage for each warp, then a histogram of the size of the largest pass.
 __device__ inline float* stages() {
@@ -73,7 +74,8 @@ __device__ inline void add_broken(const Ranks& ranks, int part, uint32_t non_fin
 __device__ inline int64_t goal_of(const RankView& p, const Pass& pass, int part) {
   const Ranks& ranks = p.search[pass.search].ranks;
   switch (pass.goal) {
-    case Goal::kSample: return p.parts().quota[part] - p.parts().guarded[part];
+    case Goal::kSample:
+    case Goal::kSampleLow: return p.parts().quota[part] - p.parts().guarded[part];
     case Goal::kExact:
     case Goal::kBudget:
     case Goal::kProve: return p.parts().quota[part] - p.parts().guarded[part] - __ldcg(ranks.forced + part);
@@ -121,10 +123,10 @@ __device__ inline void pick(const RankView& p, const Pass& pass, int part, uint3
   __shared__ int64_t scratch[32];
   const int bins = 1 << pass.bits;
   const int shift = shift_of(low, last, pass.bits);
-  const bool sampled = pass.goal == Goal::kSample || pass.goal == Goal::kShare;
+  const bool sampled = pass.samples();
   int64_t goal = goal_of(p, pass, part);
   const int stride = sampled ? ranks.stride[part] : 1;
-  const int64_t all = sampled ? p.parts().entries[part] - (pass.goal == Goal::kSample ? p.parts().guarded[part] : 0) : 0;  // keys of the part
+  const int64_t all = sampled ? p.parts().entries[part] - (pass.goal == Goal::kShare ? 0 : p.parts().guarded[part]) : 0;  // keys of the part
   const int64_t above_range = pass.goal == Goal::kBudget || pass.goal == Goal::kProve ? __ldcg(ranks.above + part) : 0;
   uint4* histogram = reinterpret_cast<uint4*>(ranks.histogram + (int64_t{part} << pass.bits));
   constexpr int kHeld = (1 << kMostBits) / 4 / kRankThreads;
@@ -163,7 +165,7 @@ __device__ inline void pick(const RankView& p, const Pass& pass, int part, uint3
       ranks_wanted[0] = max(static_cast<int64_t>(middle - margin), int64_t{1});
       ranks_wanted[1] = static_cast<int64_t>(middle + margin) + 1;
     } else {
-      goal -= pass.goal == Goal::kSample ? all - total : 0;  // the keys that are missing were not finite
+      goal -= pass.goal == Goal::kShare ? 0 : all - total;  // the keys that are missing were not finite
       ranks_wanted[0] = ranks_wanted[1] = min(max(goal, int64_t{1}), int64_t{total});
     }
     everything = ranks_wanted[1] > int64_t{total};
@@ -195,8 +197,10 @@ __device__ inline void pick(const RankView& p, const Pass& pass, int part, uint3
     } else {
       const uint32_t from = everything || reached[1] < 0 ? 0 : edge(reached[1]);
       const uint32_t until = reached[0] < 0 ? kForced - 1 : edge(reached[0]) + width;
-      // A range that only proves something may be as wide as it likes.
-      if (32 - __clz(until - from) > kMaxRangeBits && pass.share == 0)
+      constexpr uint32_t kMaxRange = (1u << kMaxRangeBits) - 1;
+      if (pass.goal == Goal::kSampleLow)
+        set_range(ranks, part, from, from + min(until - from + min(kRoom << shift, kForced - 1 - until), kMaxRange), kForced - 1, 0, 0);
+      else if (until - from > kMaxRange)
         fail_part(ranks, part);
       else
         set_range(ranks, part, from, until, kForced - 1, 0, 0);
@@ -265,7 +269,7 @@ __device__ inline void find_range(const RankView& p, const Pass& pass, const Run
   float* const stage = stage_of(warp);
   uint32_t* const histogram = shared_histogram();
   const auto [part, tile, end, first_segment, low, last, shift] = run;
-  const int stride = pass.goal == Goal::kSample || pass.goal == Goal::kShare ? ranks.stride[part] : 1;
+  const int stride = pass.samples() ? ranks.stride[part] : 1;
   const bool whole = pass.first() && !pass.floored;  // every key that is ranked
   int segment = first_segment;
   uint32_t non_finite = 0;

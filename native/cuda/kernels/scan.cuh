@@ -172,7 +172,7 @@ struct Piece {
 // Workers that have a tile: the first ones.
 __device__ inline int busy_workers(const ScanView& v) { return min(v.workers, v.first_tile[v.g.segments]); }
 
-// A worker's pieces, one after another: `while (pieces.next(piece))`.
+// A worker's pieces, one after another: `while (pieces.next(piece))`. Made by whole warps.
 class Pieces {
  public:
   // `listed`: tiles are of lists of tokens, and those of a segment begin at 0.
@@ -182,7 +182,7 @@ class Pieces {
     if (worker >= workers) return;
     tile_ = static_cast<int>(all * worker / workers);
     end_ = static_cast<int>(all * (worker + 1) / workers);
-    segment_ = segment_of_tile(v.first_tile, v.g.segments, tile_);
+    segment_ = segment_of_tile_together(v.first_tile, v.g.segments, tile_);
   }
   __device__ bool next(Piece& piece) {
     if (tile_ >= end_) return false;

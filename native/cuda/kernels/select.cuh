@@ -32,12 +32,15 @@ __global__ void __launch_bounds__(kRankThreads)
     if (threadIdx.x == 0) share = {first, end, segment};
   }
   __syncthreads();
+  bool met = true;
   for (int i = 0; i < passes.count; ++i) {
     const Pass& pass = passes.pass[i];
-    if (pass.again && *p.search[kOfRule].ranks.failures == 0) continue;  // of the passes before: the same for all blocks
-    if (i > 0) grid.sync();
-    // Another block may find an error in this very pass: who has seen it has nothing to do, and still meets the others.
-    const bool well = *static_cast<volatile int32_t*>(p.scores.status) == LPX_OK;
+    if (!met) grid.sync();
+    met = true;
+    if (pass.again && *p.search[kOfRule].ranks.failures == 0) continue;  // what all have met about: nobody is still adding to it
+    met = false;
+    // Another block may find an error in this very pass: a block that has seen it has nothing to do, and still meets the others.
+    const bool well = __syncthreads_and(*static_cast<volatile int32_t*>(p.scores.status) == LPX_OK) != 0;
     if (well) {
       switch (pass.kind) {
         case Pass::Kind::kCount: count_kept(p, pass, counts, out, report, how); break;

@@ -146,8 +146,9 @@ struct RankView {
 // What a pass looks for, or goes on with.
 enum class Goal {
   kSample,      // about what the budget leaves beside protected entries; the range is wide enough for a sample's error
+  kSampleLow,   // the same, to be low enough for kProve; the range's upper end leaves room for what the threshold becomes then
   kExact,       // what the budget leaves beside protected and non-finite entries
-  kBudget,      // the same, in a range that a sample gave
+  kBudget,      // the same, in a range that a sample gave, of these scores or (kSampleLow) of fewer
   kTarget,      // the target that is there
   kFloor,       // of a head: its share of the target, times `share`
   kRest,        // what the floors left
@@ -170,6 +171,7 @@ struct Pass {
   bool count;      // non-finite scores
   bool floored;    // floors took keys above their heads', and so many of just these as their heads' ties say
 
+  __device__ bool samples() const { return goal == Goal::kSample || goal == Goal::kSampleLow || goal == Goal::kShare; }
   __device__ bool first() const { return goal != Goal::kContinue && goal != Goal::kBudget && goal != Goal::kProve; }
 };
 
@@ -226,22 +228,6 @@ __device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* 
   for (; word != 0 && before < slots; word &= word - 1) list[before++] = static_cast<uint16_t>(lane * 32 + __ffs(static_cast<int>(word)) - 1);
   __syncwarp();
   return total;
-}
-
-// The segment that a tile belongs to. All lanes of a warp ask for the same tile: two steps for a thousand segments.
-__device__ inline int segment_of_tile_together(const int32_t* tile_start, int segments, int tile) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  int low = 0;  // begins at the tile or before it
-  int high = segments;
-#pragma unroll 1
-  while (high - low > 1) {
-    const int step = (high - low + 31) / 32;
-    const int at = low + (lane + 1) * step;
-    const bool before = at < high && tile_start[at] <= tile;
-    low += __popc(__ballot_sync(~0u, before)) * step;
-    high = min(high, low + step);
-  }
-  return low;
 }
 
 }  // namespace laprox::cuda

@@ -171,7 +171,7 @@ void Pruning::run(const Launch& launch, const Geometry& g, const lpx_selection& 
   else
     exact_->run(launch, g, nullptr, scores_);
   const ScoresReport how = {false, bounds_ == nullptr ? nullptr : bounds_->total, text_of(obstacle_ == nullptr ? "" : obstacle_)};
-  select_->select(launch, scores, out, report, how);
+  select_->select(launch, scores, bounds_ != nullptr, out, report, how);
 }
 
 }  // namespace laprox::cuda

@@ -194,13 +194,14 @@ void Select::cut_bounds(const Launch& launch, const ScoreView& bounds, double sh
 
 void Select::lower_bounds(const Launch& launch, const ScoreView& scores) const {
   Plan plan{*this};
-  plan.find_range(Goal::kSample).share = 1;
+  plan.find_range(Goal::kSampleLow);
   plan.collect(Goal::kProve).count = true;
   if (floors()) plan.find_range(Goal::kFloor, kOfHeads).share = rule_.floor;
   run(launch, view(scores), plan, {}, nullptr, {});
 }
 
-void Select::select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, const ScoresReport& how) const {
+void Select::select(const Launch& launch, const ScoreView& scores, bool ranged, const lpx_selection& out, lpx_report* report,
+                    const ScoresReport& how) const {
   Plan plan{*this};
   if (floors()) {
     plan.find_range(Goal::kExact).count = true;  // what is left to rank, once non-finite scores are counted
@@ -209,7 +210,7 @@ void Select::select(const Launch& launch, const ScoreView& scores, const lpx_sel
     plan.find_range(Goal::kRest).floored = true;
     plan.collect(Goal::kContinue).floored = true;
   } else {
-    plan.find_range(Goal::kSample);
+    if (!ranged || first_bits_ < kMostBits) plan.find_range(Goal::kSample);
     plan.collect(Goal::kBudget).count = true;
     plan.find_range(Goal::kTarget).again = true;
     plan.collect(Goal::kContinue).again = true;
@@ -220,7 +221,7 @@ void Select::select(const Launch& launch, const ScoreView& scores, const lpx_sel
 
 void Select::run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const {
   find_budgets(launch, scores);
-  select(launch, scores, out, report, {.given = true});
+  select(launch, scores, false, out, report, {.given = true});
 }
 
 }  // namespace laprox::cuda

@@ -35,8 +35,10 @@ class Select {
   // Remembers a search: to be zero again before each of the next three but the first after find_budgets.
   uint32_t* zeros() const { return zeros_; }
   int64_t zero_words() const { return zero_words_; }
-  // Ranks and emits. `how` the scores came about, for the report.
-  void select(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report, const ScoresReport& how) const;
+  // Ranks and emits. `ranged`: lower_bounds has looked at some of the scores, so that it is known about where a threshold is. `how` the scores came
+  // about, for the report.
+  void select(const Launch& launch, const ScoreView& scores, bool ranged, const lpx_selection& out, lpx_report* report,
+              const ScoresReport& how) const;
   // Of negated upper bounds: `cuts()` become values that about `share` of each part's quota of them reach, pooled, a few more rather than
   // fewer; `floor_cuts()` become what floors may take of each segment.
   void cut_bounds(const Launch& launch, const ScoreView& bounds, double share) const;
