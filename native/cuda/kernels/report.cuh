@@ -47,7 +47,8 @@ __device__ inline void report_scores(const ScoresReport& from, int64_t entries, 
                                        : "";
 #pragma unroll 1
   for (; *text != 0; ++text) *at++ = *text;
-  *at = 0;
+#pragma unroll 1
+  while (at < to.fallback + sizeof to.fallback) *at++ = 0;
 }
 
 }  // namespace laprox::cuda

@@ -67,6 +67,7 @@ struct Launch {
   // Enqueues a kernel. It begins with follow_previous() (kernels/views.cuh). Throws if the launch was refused.
   template <typename... Parameters, typename... Arguments>
   void run(const char* stage, void (*kernel)(Parameters...), dim3 grid, int64_t threads, int64_t shared, Arguments&&... arguments) const {
+    if (shared > KernelLimits::kOrdinary) limits->allow(reinterpret_cast<const void*>(kernel), shared, stage);
     enqueue(false, stage, kernel, grid, threads, shared, std::forward<Arguments>(arguments)...);
   }
 
@@ -82,7 +83,6 @@ struct Launch {
   template <typename... Parameters, typename... Arguments>
   void enqueue(bool together, const char* stage, void (*kernel)(Parameters...), dim3 grid, int64_t threads, int64_t shared,
                Arguments&&... arguments) const {
-    if (shared > KernelLimits::kOrdinary) limits->allow(reinterpret_cast<const void*>(kernel), shared, stage);
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
