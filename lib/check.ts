@@ -1,3 +1,4 @@
+import { Buffer, constants } from 'node:buffer'
 import type { Device } from './device.js'
 import { LaproxError, show } from './errors.js'
 import { describe, elementBytes, type FloatType, placeOf, Tensor, type TensorType } from './tensor.js'
@@ -132,6 +133,15 @@ export function allocate<T>(array: { new (length: number): T; readonly BYTES_PER
     return new array(length)
   } catch (cause) {
     const bytes = length * (array.BYTES_PER_ELEMENT ?? 1)
+    throw new LaproxError('OUT_OF_MEMORY', `${at} takes ${bytes} bytes, which could not be allocated`, { cause })
+  }
+}
+
+/** Memory that holds whatever it held: for what is overwritten altogether. */
+export function allocateUnset(bytes: number, at: string): ArrayBuffer {
+  try {
+    return bytes <= constants.MAX_LENGTH ? (Buffer.allocUnsafeSlow(bytes).buffer as ArrayBuffer) : new ArrayBuffer(bytes)
+  } catch (cause) {
     throw new LaproxError('OUT_OF_MEMORY', `${at} takes ${bytes} bytes, which could not be allocated`, { cause })
   }
 }

@@ -12,7 +12,7 @@ import {
   writePlane,
 } from './cache.js'
 import { type CallOptions, call, type Hooks } from './call.js'
-import { alignedRows, allocate, byteExtent, contiguousRows, located, object, sameType, shape, tensors, wrong } from './check.js'
+import { alignedRows, allocate, allocateUnset, byteExtent, contiguousRows, located, object, sameType, shape, tensors, wrong } from './check.js'
 import { type Device, handleOf } from './device.js'
 import { startWork } from './enqueue.js'
 import { LaproxError, suggest } from './errors.js'
@@ -533,10 +533,11 @@ function shapeOf({
   return { type, layers, sequences, kvHeads, headDim, contextLengths: contexts }
 }
 
+/** For rows that are all written: its data are what the memory happens to hold, since zeros would cost the JavaScript thread milliseconds. */
 function newTensor<T extends 'float32' | 'float16' | 'bfloat16' | 'int32'>(type: T, dims: readonly number[], at: string): Tensor<T> {
   const array = { float32: Float32Array, float16: Uint16Array, bfloat16: Uint16Array, int32: Int32Array }[type]
   const size = dims.reduce((product, dim) => product * dim, 1)
-  return new Tensor(type, allocate<unknown>(array, size, at) as never, dims)
+  return new Tensor(type, new array(allocateUnset(size * array.BYTES_PER_ELEMENT, at)) as never, dims)
 }
 
 /** Rows [begin, end) as a tensor whose data begins there. */
