@@ -51,6 +51,7 @@ async function measureInProcesses({ folder, policies, places, signal, measured }
   // Beside this file, of its kind: what runs from sources forks sources.
   const worker = new URL(`./worker${extname(import.meta.url)}`, import.meta.url)
   const children: ChildProcess[] = []
+  let ended = false
   const run = (): Promise<void> =>
     new Promise((resolve, reject) => {
       const child = fork(worker, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] })
@@ -61,6 +62,7 @@ async function measureInProcesses({ folder, policies, places, signal, measured }
         reject(new LaproxError('INTERNAL', `a process of the evaluation ended by itself (${how}); with fewer jobs it takes less memory`))
       })
       child.on('message', (reply: Reply) => {
+        if (ended) return // on its way when the work ended: whoever has been told of the end may be at the journal
         try {
           if ('failure' in reply) throw asError(reply.failure)
           if ('outcome' in reply) measured(reply.outcome)
@@ -81,6 +83,7 @@ async function measureInProcesses({ folder, policies, places, signal, measured }
   try {
     await Promise.race([Promise.all(Array.from({ length: count }, run)), aborted])
   } finally {
+    ended = true
     for (const child of children) child.kill('SIGTERM')
   }
 }
