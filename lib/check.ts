@@ -129,18 +129,17 @@ export function byteExtent(tensor: Tensor): number {
 
 /** A new typed array, or a buffer, zeroed by the system and not by this thread. */
 export function allocate<T>(array: { new (length: number): T; readonly BYTES_PER_ELEMENT?: number }, length: number, at: string): T {
-  try {
-    return new array(length)
-  } catch (cause) {
-    const bytes = length * (array.BYTES_PER_ELEMENT ?? 1)
-    throw new LaproxError('OUT_OF_MEMORY', `${at} takes ${bytes} bytes, which could not be allocated`, { cause })
-  }
+  return allocated(length * (array.BYTES_PER_ELEMENT ?? 1), at, () => new array(length))
 }
 
 /** Memory that holds whatever it held: for what is overwritten altogether. */
 export function allocateUnset(bytes: number, at: string): ArrayBuffer {
+  return allocated(bytes, at, () => (bytes <= constants.MAX_LENGTH ? (Buffer.allocUnsafeSlow(bytes).buffer as ArrayBuffer) : new ArrayBuffer(bytes)))
+}
+
+function allocated<T>(bytes: number, at: string, make: () => T): T {
   try {
-    return bytes <= constants.MAX_LENGTH ? (Buffer.allocUnsafeSlow(bytes).buffer as ArrayBuffer) : new ArrayBuffer(bytes)
+    return make()
   } catch (cause) {
     throw new LaproxError('OUT_OF_MEMORY', `${at} takes ${bytes} bytes, which could not be allocated`, { cause })
   }
