@@ -15,9 +15,9 @@ export interface Work {
   readonly target?: Section
   /** Handles of memory that the call allocates. */
   readonly tokens?: NativeHandle
-  readonly scored?: NativeHandle
-  readonly rows?: NativeHandle
-  readonly pageTable?: NativeHandle
+  readonly scored?: NativeHandle | undefined
+  readonly rows?: NativeHandle | undefined
+  readonly pageTable?: NativeHandle | undefined
   /** What a selection comes back in: see Selection. */
   readonly table?: Float64Array
   /** Pages used of each free list, or freed of each layer. */

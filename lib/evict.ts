@@ -102,22 +102,12 @@ async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, ex
   const preparing = prepareOnDevice(owner, plan, state, undefined, hooks)
   const prepared = preparing instanceof Promise ? await preparing : preparing
   let selection: Selection | undefined
-  const result = await prepared.run(cache, async (parts) => {
+  const result = await prepared.run(cache, async ({ target, rows, pageTable, counts, pages }) => {
+    const stages = (exhaustive ? stage.score + stage.select : stage.selectCache) + stage.compact
+    const outputs = { tokens, scored, table, target, rows, pageTable, counts, pages }
     const numbers = await startWork(
       device,
-      {
-        stages: (exhaustive ? stage.score + stage.select : stage.selectCache) + stage.compact,
-        model,
-        cache: section,
-        window,
-        scoreRule: rules.score,
-        selectRule: rules.select,
-        tokens,
-        table,
-        keep: [inputs, plan],
-        ...(scored === undefined ? {} : { scored }),
-        ...parts,
-      },
+      { stages, model, cache: section, window, scoreRule: rules.score, selectRule: rules.select, keep: [inputs, plan], ...outputs },
       hooks,
     )
     const made = deviceSelection(owner, state, table, tokens, numbers)

@@ -56,8 +56,9 @@ export interface Section {
 }
 
 /** A section with typed arrays that its numbers do not name: held, and looked at again at the end, like the others. */
-export function holding({ numbers, buffers }: Section, more: readonly ArrayBufferView[]): Section {
-  if (more.length === 0) return { numbers, buffers }
+export function holding(section: Section, more: readonly ArrayBufferView[]): Section {
+  if (more.length === 0) return section
+  const { numbers, buffers } = section
   return { numbers: Float64Array.from(numbers, (value, i) => (i === 0 ? value + more.length : value)), buffers: [...buffers, ...more] }
 }
 
@@ -153,13 +154,23 @@ export const deviceNumbers = {
   count: 9,
 } as const
 
-/** Collects the numbers and typed arrays of a {@link Section}. */
+/** Collects the numbers and typed arrays of a {@link Section}, once. */
 export class SectionWriter {
-  readonly #numbers: number[] = [0]
+  /** Of a writer that is done, for the next one: each call on a GPU describes hundreds of numbers. */
+  static #room: Float64Array | undefined
+  #numbers = SectionWriter.#room ?? new Float64Array(1 << 10)
+  #count = 1
   readonly #buffers = new Map<ArrayBufferView, number>()
 
+  constructor() {
+    SectionWriter.#room = undefined
+  }
+
   push(...numbers: readonly number[]): this {
-    this.#numbers.push(...numbers)
+    const count = this.#count + numbers.length
+    if (count > this.#numbers.length) this.#grow(count)
+    for (let i = 0; i < numbers.length; i++) this.#numbers[this.#count + i] = numbers[i]!
+    this.#count = count
     return this
   }
 
@@ -183,8 +194,16 @@ export class SectionWriter {
   }
 
   section(): Section {
-    this.#numbers[0] = this.#buffers.size
-    return { numbers: new Float64Array(this.#numbers), buffers: [...this.#buffers.keys()] }
+    const numbers = this.#numbers.slice(0, this.#count)
+    numbers[0] = this.#buffers.size
+    SectionWriter.#room = this.#numbers
+    return { numbers, buffers: [...this.#buffers.keys()] }
+  }
+
+  #grow(least: number): void {
+    const numbers = this.#numbers
+    this.#numbers = new Float64Array(Math.max(least, 2 * numbers.length))
+    this.#numbers.set(numbers)
   }
 }
 

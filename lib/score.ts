@@ -331,15 +331,16 @@ export function modelWithCache(model: AttentionModel, cache: KvCache): { model: 
 }
 
 export function scoreInputs(model: AttentionModel, cache: KvCache, window: Window | null | undefined, policy: Policy): ScoreInputs {
-  const inputs = modelWithCache(model, cache)
-  const { state } = inputs
+  const { model: handle, state, cache: section } = modelWithCache(model, cache)
   const rules = rulesOf(policy)
   checkWeights(rules.policy, state.layers)
   if (model.device.backend === 'cuda') checkSharing(rules.policy, state)
   return {
-    ...inputs,
     owner: model.device,
     device: handleOf(model.device),
+    model: handle,
+    state,
+    cache: section,
     window: holding(windowSection(window, rules.policy.window, rules.needsWindow, model, state), rules.readsProjections ? projectionsOf(model) : []),
     rules,
   }

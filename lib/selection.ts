@@ -1,3 +1,4 @@
+import { Buffer } from 'node:buffer'
 import type { CacheState, KvCache } from './cache.js'
 import { asksNothing, type CallOptions, call, type Hooks, noHooks } from './call.js'
 import { allocate, integer, object, wrong } from './check.js'
@@ -250,14 +251,7 @@ export function tableLength(segments: number): number {
 }
 
 function readReport(table: Float64Array, first: number): SelectReport {
-  let fallback = ''
-  // All zeros: none, which is the usual case.
-  if (table[first + reportNumbers.count] !== 0) {
-    const bytes = new Uint8Array(table.buffer, table.byteOffset + (first + reportNumbers.count) * 8, reportNumbers.fallbackBytes)
-    const end = bytes.indexOf(0)
-    fallback = String.fromCharCode(...bytes.subarray(0, end < 0 ? bytes.length : end))
-  }
-  return Object.freeze({
+  const report: { -readonly [K in keyof SelectReport]: SelectReport[K] } = {
     entries: table[first]!,
     kept: table[first + 1]!,
     protectedEntries: table[first + 2]!,
@@ -265,10 +259,16 @@ function readReport(table: Float64Array, first: number): SelectReport {
     path: table[first + 4] === 1 ? 'pruned' : 'full',
     candidates: table[first + 5]!,
     exactScores: table[first + 6]!,
-    ...(fallback === '' ? {} : { fallback }),
     msScore: table[first + 7]! * 1000,
     msSelect: table[first + 8]! * 1000,
-  })
+  }
+  // All zeros: none, which is the usual case.
+  if (table[first + reportNumbers.count] !== 0) {
+    const bytes = Buffer.from(table.buffer, table.byteOffset + (first + reportNumbers.count) * 8, reportNumbers.fallbackBytes)
+    const end = bytes.indexOf(0)
+    report.fallback = bytes.toString('latin1', 0, end < 0 ? bytes.length : end)
+  }
+  return Object.freeze(report)
 }
 
 /** What {@link select} takes. */

@@ -36,15 +36,15 @@ export function windowSection(window: Window | null | undefined, rows: number, n
   return queriesSection(window!, 'queries', used, model, cache)
 }
 
-/** How many rows there are of queries [.., m, d], one tensor a layer. */
+/** How many rows there are of queries [.., m, d]; throws unless there is one tensor a layer. */
 export function rowsOf(queries: readonly Tensor[], at: string, cache: CacheState): number {
   return tensors(queries, at, cache.layers)[0]!.dims.at(-2) ?? 0
 }
 
-/** The last `rows` of a window's queries for native code; `at` is what errors call them. */
+/** The last `rows` of a window's queries, which {@link rowsOf} has looked at, for native code; `at` is what errors call them. */
 export function queriesSection(window: Window, at: string, rows: number, model: AttentionModel, cache: CacheState): Section {
   const { queries, logSumExp, logSumExpBase = 'e' } = window
-  const given = rowsOf(queries, at, cache)
+  const given = queries[0]!.dims.at(-2)!
   const type = floatType(queries, at)
   const batched = queries[0]!.dims.length === 4
   if (!batched && cache.sequences > 1) throw wrong(`${at}[0]`, queries[0], `[S, H, m, d] for ${cache.sequences} sequences`)
@@ -92,5 +92,7 @@ function writeRows(writer: SectionWriter, tensor: Tensor | undefined, row: numbe
 }
 
 function max(values: Int32Array): number {
-  return values.reduce((most, value) => Math.max(most, value), 0)
+  let most = 0
+  for (let i = 0; i < values.length; i++) if (values[i]! > most) most = values[i]!
+  return most
 }

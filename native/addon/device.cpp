@@ -65,6 +65,7 @@ void Device::finished(int64_t serial) noexcept {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     unfinished_.erase(serial);
+    if (discarded_memory_.empty() && !disposed()) return;  // nothing waits for that: waking the thread costs microseconds
   }
   changed_.notify_one();
 }
