@@ -247,6 +247,20 @@ struct Compacted {
     planes.page_size = static_cast<int32_t>(kept);
     planes.pages_per_row = 1;
   }
+
+  lpx_cache_layer planes_with(bool norms) const {
+    lpx_cache_layer to = planes;
+    if (!norms) to.value_norm = {};
+    return to;
+  }
+  lpx_compaction target(const lpx_cache_layer& to) const {
+    auto target = sized<lpx_compaction>();
+    target.target = LPX_TO_RAGGED;
+    target.layer = &to;
+    target.layers = 1;
+    target.lengths = lengths.data();
+    return target;
+  }
 };
 
 class Configuration {
@@ -513,40 +527,43 @@ class Configuration {
     check(lpx_select(device_, &from, &rule, &out, report_.data(), &to), "lpx_select");
   }
 
-  int64_t select_cache_bytes(bool norms, bool lse) {
-    const lpx_cache from = cache(norms);
-    const lpx_window by = window(lse);
-    const lpx_score_rule score = joint_rule();
-    const lpx_select_rule rule = select_rule(kKeep);
-    int64_t bytes = 0;
-    check(lpx_select_cache_workspace(model_, &from, &by, &score, &rule, &bytes), "lpx_select_cache_workspace");
-    return bytes;
-  }
-
   void call_select_cache(bool norms, bool lse, const Selected& selected) {
-    const lpx_call to = call(select_cache_bytes(norms, lse));
     const lpx_cache from = cache(norms);
     const lpx_window by = window(lse);
     const lpx_score_rule score = joint_rule();
     const lpx_select_rule rule = select_rule(kKeep);
     const lpx_selection out = selected.view();
+    int64_t bytes = 0;
+    check(lpx_select_cache_workspace(model_, &from, &by, &score, &rule, &bytes), "lpx_select_cache_workspace");
+    const lpx_call to = call(bytes);
     check(lpx_select_cache(model_, &from, &by, &score, &rule, &out, report_.data(), &to), "lpx_select_cache");
   }
 
   void call_compact(bool norms, const Selected& selected, const Compacted& compacted) {
     const lpx_cache from = cache(norms);
     const lpx_selection of = selected.view();
-    lpx_cache_layer planes = compacted.planes;
-    if (!norms) planes.value_norm = {};
-    auto target = sized<lpx_compaction>();
-    target.target = LPX_TO_RAGGED;
-    target.layer = &planes;
-    target.layers = 1;
-    target.lengths = compacted.lengths.data();
+    const lpx_cache_layer planes = compacted.planes_with(norms);
+    const lpx_compaction target = compacted.target(planes);
     int64_t bytes = 0;
     check(lpx_compact_workspace(device_, &from, &of, &target, &bytes), "lpx_compact_workspace");
     const lpx_call to = call(bytes);
     check(lpx_compact(device_, &from, &of, &target, &to), "lpx_compact");
+  }
+
+  // Gives the bytes of its workspace.
+  int64_t call_evict(bool norms, bool lse, const Selected& selected, const Compacted& compacted) {
+    const lpx_cache from = cache(norms);
+    const lpx_window by = window(lse);
+    const lpx_score_rule score = joint_rule();
+    const lpx_select_rule rule = select_rule(kKeep);
+    const lpx_selection out = selected.view();
+    const lpx_cache_layer planes = compacted.planes_with(norms);
+    const lpx_compaction target = compacted.target(planes);
+    int64_t bytes = 0;
+    check(lpx_evict_workspace(model_, &from, &by, &score, &rule, &target, &bytes), "lpx_evict_workspace");
+    const lpx_call to = call(bytes);
+    check(lpx_evict(model_, &from, &by, &score, &rule, &out, report_.data(), &target, &to), "lpx_evict");
+    return bytes;
   }
 
   // ---- what is known without the library
@@ -656,9 +673,8 @@ class Configuration {
         }
         check(cudaMemset(counts_.data(), 0, sizeof(Counts)), "cudaMemset");
         poison(selected, compacted);
-        call_select_cache(norms, lse, selected);
-        call_compact(norms, selected, compacted);
-        synchronize("a selection and its compaction");
+        call_evict(norms, lse, selected, compacted);
+        synchronize("an eviction");
         compare(selected, compacted, full, full.kept);
         const Counts counts = counts_.read()[0];
         Line to = line(stage, kKeep, "check");
@@ -672,13 +688,9 @@ class Configuration {
   void check_replay(const Selected& selected, const Compacted& compacted) {
     attempt("evict-replay", kKeep, [&] {
       Selected called(s_, selected.kept);
-      call_select_cache(true, false, selected);  // the workspace is there before the capture
-      call_compact(true, selected, compacted);
+      call_evict(true, false, selected, compacted);  // the workspace is there before the capture
       synchronize("an eviction");
-      Captured captured(stream(), [&] {
-        call_select_cache(true, false, selected);
-        call_compact(true, selected, compacted);
-      });
+      Captured captured(stream(), [&] { call_evict(true, false, selected, compacted); });
       cudaGraphExec_t graph = captured.whole();
       check(cudaMemset(counts_.data(), 0, sizeof(Counts)), "cudaMemset");
       for (const int32_t length : {s_.tokens - 77, s_.tokens * 3 / 4 + 1, s_.tokens}) {
@@ -723,11 +735,8 @@ class Configuration {
 
   void evict(const char* stage, bool norms, bool lse, const Selected& selected, const Compacted& compacted) {
     attempt(stage, kKeep, [&] {
-      const int64_t bytes = select_cache_bytes(norms, lse);
-      const auto work = [&] {
-        call_select_cache(norms, lse, selected);
-        call_compact(norms, selected, compacted);
-      };
+      int64_t bytes = 0;
+      const auto work = [&] { bytes = call_evict(norms, lse, selected, compacted); };
       const Timing timing = timer_(work);
       synchronize(stage);
       const lpx_report report = report_.read()[0];

@@ -193,6 +193,17 @@ int main(void) {
     }
   }
 
+  /* From queries to kept rows in one call, which computes few exact scores. */
+  static int32_t tokens_again[ENTRIES];
+  int64_t offsets_again[SEGMENTS + 1];
+  const lpx_selection again = {.size = sizeof again, .tokens = tokens_again, .capacity = ENTRIES, .offsets = offsets_again};
+  memset(kept_keys, 0, sizeof kept_keys);
+  check(lpx_evict(model, &cache, &window, &score_rule, &select_rule, &again, &report, &compaction, NULL), "lpx_evict");
+  printf("lpx_evict computed %lld of %lld scores\n", (long long)report.exact_scores, (long long)report.entries);
+  expect(memcmp(offsets_again, kept_offsets, sizeof kept_offsets) == 0, "an eviction to keep as many of each head");
+  expect(memcmp(tokens_again, tokens, (size_t)report.kept * sizeof tokens[0]) == 0, "an eviction to keep the same tokens");
+  expect(memcmp(kept_keys[0], layers[0].keys[0][tokens[0]], sizeof kept_keys[0]) == 0, "an eviction to move the rows");
+
   /* A call that cannot succeed says why, and changes nothing. */
   select_rule.ratio = 1.5;
   const lpx_status status = lpx_select(device, &table, &select_rule, &selection, NULL, NULL);

@@ -198,13 +198,15 @@ class Pipeline : public StreamJob {
       check(lpx_score(model_->handle(), &cache_->desc(), window(), &score_rule_->desc(layers_), &scores, &call));
     }
     if (has(kSelect)) check(lpx_select(handle(), &scores, &select_rule_->desc, &selection_, report_, &call));
-    if (has(kSelectCache))
+    if (has(kCompact)) allocate_target();
+    if (has(kSelectCache) && has(kCompact))
+      check(lpx_evict(model_->handle(), &cache_->desc(), window(), &score_rule_->desc(layers_), &select_rule_->desc, &selection_, report_, &target_,
+                      &call));
+    else if (has(kSelectCache))
       check(lpx_select_cache(model_->handle(), &cache_->desc(), window(), &score_rule_->desc(layers_), &select_rule_->desc, &selection_, report_,
                              &call));
-    if (has(kCompact)) {
-      allocate_target();
+    else if (has(kCompact))
       check(lpx_compact(handle(), &cache_->desc(), &selection_, &target_, &call));
-    }
     exchange().receive(stream());
   }
 

@@ -193,6 +193,29 @@ void deliver(const lpx_report& from, lpx_report* to) {
   if (to != nullptr) *to = from;
 }
 
+// lpx_select_cache and lpx_compact on a CPU device.
+void select_on_host(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                    const lpx_select_rule* select_rule, const lpx_selection* out, lpx_report* report, const lpx_call& call) {
+  const CheckedInputs checked_inputs(model, cache, window, score_rule);
+  check_rule(select_rule);
+  if (report != nullptr) check_struct(report, "report");
+  const CacheLayout layout(checked_inputs.cache);
+  const std::vector<Part> parts = budget_parts(*layout.layout, *select_rule);
+  check_selection_output(out, parts);
+  lpx_report result = fresh_report(parts);
+  const std::lock_guard<std::mutex> turn(model->open->turn);
+  check_workspace(call, model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule));
+  model->open->backend->select_cache(*checked_inputs.inputs, *layout.layout, *select_rule, parts, *out, result, call);
+  deliver(result, report);
+}
+
+void compact_on_host(OpenDevice& open, const lpx_cache* cache, const lpx_selection* selection, const lpx_compaction* target, const lpx_call& call) {
+  const Cache checked_cache(cache);
+  check_compaction(checked_cache, selection, target);
+  const std::lock_guard<std::mutex> turn(open.turn);
+  open.backend->compact(checked_cache, *selection, *target, call);
+}
+
 }  // namespace
 
 extern "C" {
@@ -483,18 +506,7 @@ lpx_status lpx_select_cache(lpx_model* model, const lpx_cache* cache, const lpx_
   return guarded([&] {
     if (const auto& cuda = checked(model).cuda; cuda != nullptr)
       return relay(cuda->table, cuda->table.select_cache(model->cuda_model, cache, window, score_rule, select_rule, out, report, call));
-    const CheckedInputs checked_inputs(model, cache, window, score_rule);
-    check_rule(select_rule);
-    if (report != nullptr) check_struct(report, "report");
-    const lpx_call checked_call = checked(call);
-    const CacheLayout layout(checked_inputs.cache);
-    const std::vector<Part> parts = budget_parts(*layout.layout, *select_rule);
-    check_selection_output(out, parts);
-    lpx_report result = fresh_report(parts);
-    const std::lock_guard<std::mutex> turn(model->open->turn);
-    check_workspace(checked_call, model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule));
-    model->open->backend->select_cache(*checked_inputs.inputs, *layout.layout, *select_rule, parts, *out, result, checked_call);
-    deliver(result, report);
+    select_on_host(model, cache, window, score_rule, select_rule, out, report, checked(call));
   });
 }
 
@@ -540,12 +552,34 @@ lpx_status lpx_compact(lpx_device* device, const lpx_cache* cache, const lpx_sel
   return guarded([&] {
     const lpx_device& on = checked(device);
     if (on.cuda != nullptr) return relay(on.cuda->table, on.cuda->table.compact(on.cuda->handle, cache, selection, target, call));
-    OpenDevice& open = *on.open;
-    const Cache checked_cache(cache);
+    compact_on_host(*on.open, cache, selection, target, checked(call));
+  });
+}
+
+lpx_status lpx_evict_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                               const lpx_select_rule* select_rule, const lpx_compaction* target, int64_t* bytes) {
+  return guarded([&] {
+    if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
+    if (const auto& cuda = checked(model).cuda; cuda != nullptr)
+      return relay(cuda->table, cuda->table.evict_workspace(model->cuda_model, cache, window, score_rule, select_rule, target, bytes));
+    const CheckedInputs checked_inputs(model, cache, window, score_rule);
+    check_rule(select_rule);
+    check_struct(target, "target");
+    const CacheLayout layout(checked_inputs.cache);
+    *bytes = model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule);
+  });
+}
+
+lpx_status lpx_evict(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                     const lpx_select_rule* select_rule, const lpx_selection* selection, lpx_report* report, const lpx_compaction* target,
+                     const lpx_call* call) {
+  return guarded([&] {
+    if (const auto& cuda = checked(model).cuda; cuda != nullptr)
+      return relay(cuda->table, cuda->table.evict(model->cuda_model, cache, window, score_rule, select_rule, selection, report, target, call));
     const lpx_call checked_call = checked(call);
-    check_compaction(checked_cache, selection, target);
-    const std::lock_guard<std::mutex> turn(open.turn);
-    open.backend->compact(checked_cache, *selection, *target, checked_call);
+    check_struct(target, "target");
+    select_on_host(model, cache, window, score_rule, select_rule, selection, report, checked_call);
+    compact_on_host(*model->open, cache, selection, target, checked_call);
   });
 }
 

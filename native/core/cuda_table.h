@@ -8,7 +8,7 @@
 #include "laprox/laprox.h"
 
 /* Raised with every change of this file. */
-#define LAPROX_CUDA_TABLE_VERSION 1
+#define LAPROX_CUDA_TABLE_VERSION 2
 #define LAPROX_CUDA_TABLE_SYMBOL "laprox_cuda_table"
 
 #ifdef __cplusplus
@@ -57,6 +57,11 @@ typedef struct lpx_cuda_table {
                                   int64_t* bytes);
   lpx_status (*compact)(lpx_cuda_device* device, const lpx_cache* cache, const lpx_selection* selection, const lpx_compaction* target,
                         const lpx_call* call);
+  lpx_status (*evict_workspace)(const lpx_cuda_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                                const lpx_select_rule* select_rule, const lpx_compaction* target, int64_t* bytes);
+  lpx_status (*evict)(lpx_cuda_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                      const lpx_select_rule* select_rule, const lpx_selection* selection, lpx_report* report, const lpx_compaction* target,
+                      const lpx_call* call);
 } lpx_cuda_table;
 
 /* NULL where the caller wants another version. */

@@ -525,6 +525,7 @@ class CacheSelecting {
     views_.upload(launch);
     pruning_.run(launch, views_.geometry(), out_, report_);
   }
+  const Geometry& geometry() const { return views_.geometry(); }
 
  private:
   const lpx_selection& out_;
@@ -552,6 +553,54 @@ lpx_status select_cache(lpx_cuda_model* model, const lpx_cache* cache, const lpx
     check_output(out, report);
     model->model.device().use();
     run_in_workspace<CacheSelecting>(model->model.device(), checked_call, inputs, *select_rule, *out, report);
+  });
+}
+
+// ---- both
+
+class Evicting {
+ public:
+  Evicting(Arena& arena, const Inputs& inputs, const lpx_select_rule& rule, const lpx_selection& selection, lpx_report* report,
+           const CompactTarget& target)
+      : selection_(selection),
+        target_(target),
+        selecting_(arena, inputs, rule, selection, report),
+        compact_(arena, selecting_.geometry(), inputs.cache.dtype, target, false) {}
+
+  void run(const Launch& launch) const {
+    selecting_.run(launch);
+    compact_.run(launch, selecting_.geometry(), selection_, target_);
+  }
+
+ private:
+  const lpx_selection& selection_;
+  const CompactTarget& target_;
+  CacheSelecting selecting_;
+  Compact compact_;
+};
+
+lpx_status evict_workspace(const lpx_cuda_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                           const lpx_select_rule* select_rule, const lpx_compaction* target, int64_t* bytes) {
+  return guarded([&] {
+    const Inputs inputs = score_inputs(model, cache, window, score_rule, nullptr);
+    check_rule(select_rule);
+    const CompactTarget to = compact_target(*cache, target);
+    const lpx_selection none{};
+    *bytes = workspace_of<Evicting>(inputs, *select_rule, none, static_cast<lpx_report*>(nullptr), to);
+  });
+}
+
+lpx_status evict(lpx_cuda_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                 const lpx_select_rule* select_rule, const lpx_selection* selection, lpx_report* report, const lpx_compaction* target,
+                 const lpx_call* call) {
+  return guarded([&] {
+    const lpx_call checked_call = checked(call);
+    const Inputs inputs = score_inputs(model, cache, window, score_rule, checked_call.status);
+    check_rule(select_rule);
+    check_output(selection, report);
+    const CompactTarget to = compact_target(*cache, target);
+    model->model.device().use();
+    run_in_workspace<Evicting>(model->model.device(), checked_call, inputs, *select_rule, *selection, report, to);
   });
 }
 
@@ -585,6 +634,8 @@ constexpr lpx_cuda_table kTable = {
     select_cache,
     compact_workspace,
     compact,
+    evict_workspace,
+    evict,
 };
 
 }  // namespace

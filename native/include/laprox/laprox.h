@@ -531,6 +531,18 @@ LAPROX_API lpx_status lpx_compact_workspace(const lpx_device* device, const lpx_
 LAPROX_API lpx_status lpx_compact(lpx_device* device, const lpx_cache* cache, const lpx_selection* selection, const lpx_compaction* target,
                                   const lpx_call* call);
 
+/* ---------------------------------------------------------------- eviction */
+
+/*
+ * lpx_select_cache, and lpx_compact of what it selects, in one call: the same results. On a CUDA device it is the faster way, since
+ * the cache is described to the device, and checked there, once. `selection` is written.
+ */
+LAPROX_API lpx_status lpx_evict_workspace(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                                          const lpx_select_rule* select_rule, const lpx_compaction* target, int64_t* bytes);
+LAPROX_API lpx_status lpx_evict(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                                const lpx_select_rule* select_rule, const lpx_selection* selection, lpx_report* report, const lpx_compaction* target,
+                                const lpx_call* call);
+
 #ifdef __cplusplus
 }
 #endif

@@ -450,6 +450,13 @@ lpx_status compact(lpx_cuda_device* device, const lpx_cache* given, const lpx_se
   });
 }
 
+lpx_status evict(lpx_cuda_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                 const lpx_select_rule* select_rule, const lpx_selection* selection, lpx_report* report, const lpx_compaction* target,
+                 const lpx_call* call) {
+  const lpx_status status = select_cache(model, cache, window, score_rule, select_rule, selection, report, call);
+  return status == LPX_OK ? compact(model->device, cache, selection, target, call) : status;
+}
+
 lpx_status no_workspace(int64_t* bytes) {
   *bytes = 0;
   return LPX_OK;
@@ -483,6 +490,8 @@ const lpx_cuda_table table = {
     .select_cache = select_cache,
     .compact_workspace = [](auto*, auto*, auto*, auto*, int64_t* bytes) { return no_workspace(bytes); },
     .compact = compact,
+    .evict_workspace = [](auto*, auto*, auto*, auto*, auto*, auto*, int64_t* bytes) { return no_workspace(bytes); },
+    .evict = evict,
 };
 
 }  // namespace
