@@ -134,9 +134,8 @@ __device__ void deal(const Parts& parts, int first, int count, int64_t amount, i
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kBudgetThreads)
-    find_budgets(ScoreView scores, BudgetRule rule, Parts parts, SearchStart start, int32_t* bounds, int32_t* tile_start) {
-  follow_previous();
+__device__ inline void find_budgets_of_block(const ScoreView& scores, const BudgetRule& rule, const Parts& parts, const SearchStart& start,
+                                             int32_t* bounds, int32_t* tile_start) {
   if (*scores.status != LPX_OK) return;
   __shared__ int64_t scratch[32];
   const int tid = threadIdx.x;
@@ -275,6 +274,15 @@ __global__ void __launch_bounds__(kBudgetThreads)
   model.scope = LPX_SCOPE_MODEL;
   if (missing > 0) deal(model, sequence, count, missing, 1, [&](int part) { return parts.entries[part] - parts.quota[part]; }, scratch);
   if (missing < 0) deal(model, sequence, count, -missing, -1, [&](int part) { return parts.quota[part] - parts.guarded[part]; }, scratch);
+}
+
+// `beside`: while the kernel before it works, which leads (kernels/views.cuh).
+__global__ void __launch_bounds__(kBudgetThreads)
+    find_budgets(const __grid_constant__ ScoreView scores, const __grid_constant__ BudgetRule rule, const __grid_constant__ Parts parts,
+                 const __grid_constant__ SearchStart start, int32_t* bounds, int32_t* tile_start, bool beside) {
+  accompany_previous(beside);
+  find_budgets_of_block(scores, rule, parts, start, bounds, tile_start);
+  wait_for_previous();
 }
 
 }  // namespace laprox::cuda

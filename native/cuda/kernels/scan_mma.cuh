@@ -376,11 +376,11 @@ __device__ inline void log_sum_mma(const ScanView& v, const Piece& piece, int pa
 // A block a (segment, panel) of a sample; its end numbers the tiles.
 template <typename T, int D>
 __global__ void __launch_bounds__(32 * kLogSumWarps, 2) sample_mma(const __grid_constant__ ScanView v) {
-  follow_previous();
+  lead_next();
   extern __shared__ __align__(128) char memory[];
   __shared__ float storage[kLogSumWarps / 2][kBand][2];
   OnlineSum(&shared)[kLogSumWarps / 2][kBand] = reinterpret_cast<OnlineSum(&)[kLogSumWarps / 2][kBand]>(storage);
-  if (*v.g.status != LPX_OK) return;
+  if (failed_together(v.g.status)) return;
   const Piece piece{static_cast<int>(blockIdx.x) / v.panels, 0, 0, 0};
   log_sum_mma<T, D>(v, piece, static_cast<int>(blockIdx.x) % v.panels, true, memory, shared);
   if (last_to_arrive(v.g.arrivals + kSampled, gridDim.x)) number_seen_tiles(v);

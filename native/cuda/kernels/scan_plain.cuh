@@ -143,9 +143,9 @@ __device__ inline void scan_plain_piece(const ScanView& v, lpx_dtype window, con
 template <typename T, ScanMode Mode>
 __global__ void __launch_bounds__(kPlainThreads)
     scan_plain(const __grid_constant__ ScanView v, lpx_dtype window, const __grid_constant__ ScanResults to) {
-  follow_previous();
+  lead_next();
   __shared__ float queries[kPlainRows][kMaxHeadDim];
-  if (*v.g.status != LPX_OK || (Mode == ScanMode::kRepair && v.outgrown[v.g.segments] == 0)) return;
+  if (failed_together(v.g.status) || (Mode == ScanMode::kRepair && v.outgrown[v.g.segments] == 0)) return;
   const int head = static_cast<int>(blockIdx.x) % v.panels;
   Piece piece{static_cast<int>(blockIdx.x) / v.panels, 0, 0, 0};
   if constexpr (Mode == ScanMode::kSample) {

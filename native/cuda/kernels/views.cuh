@@ -16,11 +16,31 @@ namespace laprox::cuda {
 // What every kernel does before it touches memory: its blocks may have been brought onto the chip while the kernel before it in
 // the stream was still at work (launch/launch.hpp). Lets the next one come, too, which waits in turn. What a kernel reads may thus have been
 // written after its blocks were there: no load is by the non-coherent path (__ldg), which presumes that nothing changes.
-__device__ inline void follow_previous() {
+__device__ inline void let_next_come() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+__device__ inline void follow_previous() {
+  let_next_come();
+  wait_for_previous();
+}
+
+// Two kernels in a row, the second of which needs nothing of the first, work side by side: the first one begins with lead_next(), so that all that
+// was before it is over when the second one comes. That begins with accompany_previous(true) and ends with wait_for_previous(), so that what
+// follows has both behind it.
+__device__ inline void lead_next() {
+  wait_for_previous();
+  let_next_come();
+}
+__device__ inline void accompany_previous(bool beside) {
+  let_next_come();
+  if (!beside) wait_for_previous();
 }
 
 struct PlaneView {
@@ -185,7 +205,12 @@ __device__ inline float to_float(__nv_bfloat16 x) {
   return __bfloat162float(x);
 }
 
-// Token slots of scores' order: `scope` is the first wrong thing that a kernel sees.
+// Whether a kernel before has failed, or one that works beside this one: the same for all threads of a block.
+__device__ inline bool failed_together(const int32_t* status) {
+  return __syncthreads_or(*static_cast<const volatile int32_t*>(status) != LPX_OK) != 0;
+}
+
+// What a call reports is the first thing that any of its kernels saw go wrong.
 __device__ inline void report_status(int32_t* status, lpx_status what) { atomicCAS(status, LPX_OK, what); }
 
 }  // namespace laprox::cuda

@@ -55,12 +55,19 @@ ScanView Attention::view(const Geometry& g) const {
   return v;
 }
 
-void Attention::run(const Launch& launch, const Geometry& g, const PackedQueries& packed) const {
-  if (g.segments == 0) return;
+bool Attention::sample(const Launch& launch, const Geometry& g) const {
+  if (g.segments == 0) return false;
+  if (path_ == Path::kPlain)
+    sample_plain(launch, view(g), cache_, window_);
+  else
+    sample_mma(launch, view(g), cache_);
+  return true;
+}
+
+void Attention::scan(const Launch& launch, const Geometry& g, const PackedQueries& packed) const {
   const ScanView v = view(g);
   const ScanResults to = {log_sums_, inflation_, exact_inflation_, packed};
   const bool plain = path_ == Path::kPlain;
-  plain ? sample_plain(launch, v, cache_, window_) : sample_mma(launch, v, cache_);
   if (plain)
     scan_plain(launch, v, cache_, window_);
   else if (path_ == Path::kHopper)

@@ -14,19 +14,22 @@ class Attention {
   // roots: whether they are wanted. The sums over tokens are the same with and without.
   Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, bool roots, Path path);
 
-  // Four launches: sample, scan, finish, and the repair of outgrown references, which ends at once where there are none. Packs the queries, too.
-  void run(const Launch& launch, const Geometry& g, const PackedQueries& packed) const;
+  // The reference points: one launch, beside which the next one may work. False where there is nothing to do at all.
+  bool sample(const Launch& launch, const Geometry& g) const;
+  // What is left after `sample`, three launches: the scan, its end, and the repair of outgrown references, which ends at once where there are none.
+  // Packs the queries, too.
+  void scan(const Launch& launch, const Geometry& g, const PackedQueries& packed) const;
 
   // Whether `tighten` can be called.
   bool tightens() const { return path_ == Path::kHopper; }
   // Reads the keys of listed tokens again: raises scores that are negated bounds to those from exact attention, and returns true; or, where panels
   // have but some of the heads, leaves ||a_h|| of them in `roots`, within exact_inflation. `tokens` [segments][stride], `counts` [segments]; they
-  // are numbered in tiles of kScanTile in first_tile(). After `run`.
+  // are numbered in tiles of kScanTile in first_tile(). After `scan`.
   bool tighten(const Launch& launch, const Geometry& g, const int32_t* tokens, const int32_t* counts, BoundTerms terms, float* scores) const;
 
   // Whether `score` serves the rule.
   bool scores(const lpx_score_rule& rule) const;
-  // scores = the group's attention statistic of every token, from one more read of K a panel. After `run`.
+  // scores = the group's attention statistic of every token, from one more read of K a panel. After `scan`.
   void score(const Launch& launch, const Geometry& g, const lpx_score_rule& rule, bool weigh, float* scores) const;
 
   int32_t* first_tile() const { return view_.first_tile; }

@@ -163,9 +163,10 @@ void Pruning::prune(const Launch& launch, const Geometry& g) const {
 }
 
 void Pruning::run(const Launch& launch, const Geometry& g, const lpx_selection& out, lpx_report* report) const {
-  if (attention_ != nullptr) attention_->run(launch, g, exact_->packed());
   const ScoreView scores = view(g);
-  select_->find_budgets(launch, scores);
+  const bool sampled = attention_ != nullptr && attention_->sample(launch, g);
+  select_->find_budgets(launch, scores, sampled);
+  if (sampled) attention_->scan(launch, g, exact_->packed());
   if (bounds_ != nullptr)
     prune(launch, g);
   else

@@ -137,7 +137,7 @@ Select::Select(Arena& arena, const ScoreView& shape, const lpx_select_rule& rule
   tie_quota_ = arena.take<int32_t>(segments_);
 }
 
-void Select::find_budgets(const Launch& launch, const ScoreView& scores) const {
+void Select::find_budgets(const Launch& launch, const ScoreView& scores, bool beside) const {
   BudgetRule budget{};
   budget.budget = rule_.budget;
   budget.ratio = rule_.ratio;
@@ -155,10 +155,11 @@ void Select::find_budgets(const Launch& launch, const ScoreView& scores) const {
       launch.run("protected ranges", store_ranges, 1, RangeChunk::kSize, 0, chunk, static_cast<int>(count), device_ranges_ + first);
     }
     budget.range = device_ranges_;
+    beside = false;
   }
   const SearchStart start = {ranks_.stride, sample_, sizes_.sampled, heads_.tiles, zeros_, zero_words_, histogram_, histogram_words_};
   launch.run("budgets", laprox::cuda::find_budgets, static_cast<unsigned>(scores.sequences + 1 + kZeroBlocks), kBudgetThreads, 0, scores, budget,
-             parts_, start, bounds_, tile_start_);
+             parts_, start, bounds_, tile_start_, beside);
 }
 
 RankView Select::view(const ScoreView& scores) const {
@@ -220,7 +221,7 @@ void Select::select(const Launch& launch, const ScoreView& scores, bool ranged, 
 }
 
 void Select::run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const {
-  find_budgets(launch, scores);
+  find_budgets(launch, scores, false);
   select(launch, scores, false, out, report, {.given = true});
 }
 

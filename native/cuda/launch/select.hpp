@@ -30,8 +30,8 @@ class Select {
   // before or here (BUDGET_TOO_SMALL, NON_FINITE, OUT_OF_BOUNDS for a capacity that is too small), nothing is selected: all offsets are 0.
   void run(const Launch& launch, const ScoreView& scores, const lpx_selection& out, lpx_report* report) const;
 
-  // The steps of it, for the pruned path. Protected tokens, quotas and tiles, from lengths.
-  void find_budgets(const Launch& launch, const ScoreView& scores) const;
+  // The steps of it, for the pruned path. Protected tokens, quotas and tiles, from lengths. `beside`: the kernel before leads (kernels/views.cuh).
+  void find_budgets(const Launch& launch, const ScoreView& scores, bool beside) const;
   // Remembers a search: to be zero again before each of the next three but the first after find_budgets.
   uint32_t* zeros() const { return zeros_; }
   int64_t zero_words() const { return zero_words_; }
