@@ -44,7 +44,7 @@ const missing = [...sources, ...listFiles('native/cuda', /\.cu$/)].filter((file)
 report('native/sources.gypi', missing.length === 0, missing.length ? `lacks ${missing.join(', ')}` : 'complete')
 
 // A kernel that does not wait for the one before it reads what is not written yet, and a non-coherent load what was there before.
-const beginnings = new Set(['follow_previous();', 'lead_next();', 'accompany_previous(beside);'])
+const beginnings = new Set(['follow_previous();', 'lead_next();', 'accompany_previous(beside);', 'accompany_previous(true);'])
 const careless = listFiles('native/cuda', /\.cuh?$/).flatMap((file) => {
   const source = readFileSync(join(root, file), 'utf8')
   const kernels = [...source.matchAll(/^(?!\/\/).*__global__[^{;]*\{\n(.*)/gm)].filter(([, first]) => !beginnings.has(first.trim()))

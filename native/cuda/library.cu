@@ -107,7 +107,10 @@ class Scoring {
   void run(const Launch& launch) const {
     views_.upload(launch);
     const Geometry& geometry = views_.geometry();
-    if (attention_ != nullptr && attention_->sample(launch, geometry)) attention_->scan(launch, geometry, exact_.packed());
+    if (attention_ != nullptr && attention_->sample(launch, geometry)) {
+      exact_.pack(launch, geometry);
+      attention_->scan(launch, geometry, exact_.packed());
+    }
     exact_.run(launch, geometry, nullptr, out_.data);
     if (out_.positions != nullptr) views_.write_positions(launch, out_.positions);
   }

@@ -2,8 +2,9 @@
 //
 //   first   those that reach the cut of the bounds: more than the budget, pooled
 //   loose   the others that reach what the first ones prove of the threshold: their bounds can be tightened
-//   second  what still reaches it then; or all others, where the candidates are too many to be worth it
-//   rest    these, where there was no loose list and the second one found that out
+//   second  what still reaches it then
+//
+// Where the candidates turn out to be too many, `rest` says so, and the tiles behind the second list are those of all tokens.
 //
 // Reads a score an entry and writes 4 bytes a listed entry. A warp takes a tile, lists its tokens in shared memory, reserves its run of the
 // segment's list with one atomic, and writes it in ascending order, all lanes side by side; only the order of the tiles in a list may differ between
@@ -19,7 +20,7 @@ namespace laprox::cuda {
 inline constexpr int kListThreadsOfTiles = 256;
 inline constexpr int kListBlocks = 6;  // a multiprocessor
 
-enum class List { kFirst, kLoose, kSecond, kRest };
+enum class List { kFirst, kLoose, kSecond };
 
 struct CandidateView {
   const int32_t* lengths;  // [segments]
@@ -32,7 +33,7 @@ struct CandidateView {
   const uint32_t* cuts;        // [parts] keys: of the bounds for the first list, of the threshold for the others
   const uint32_t* floor_cuts;  // [segments] keys or null
   int32_t* tokens;             // [segments][stride]
-  int32_t* counts;             // [segments]; zero before but for the rest, which is put behind the second list
+  int32_t* counts;             // [segments]; zero before
   int32_t* first_tiles;        // [segments + 1]: tiles of `tile` listed tokens before each segment
   int32_t tile;
   PruneCounts* total;
@@ -47,8 +48,7 @@ template <List kList>
 __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candidates(const __grid_constant__ CandidateView c) {
   follow_previous();
   if (*c.status != LPX_OK) return;
-  if (kList == List::kRest && c.total->rest == 0) return;
-  const bool others = kList == List::kRest || (kList == List::kSecond && c.tightens && c.total->rest != 0);
+  const bool rest = kList == List::kSecond && c.tightens && c.total->rest != 0;
   const bool counts_candidates = kList == List::kFirst || c.tightens == (kList == List::kLoose);
   constexpr int kWarps = kListThreadsOfTiles / 32;
   __shared__ int64_t scratch[32];
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
   }
   if (kList == List::kFirst || kList == List::kSecond)
     for (int64_t i = blockIdx.x * kListThreadsOfTiles + threadIdx.x; i < c.zero_words; i += gridDim.x * kListThreadsOfTiles) c.zeros[i] = 0;
-  const int tiles = c.tile_start[c.segments];
+  const int tiles = rest ? 0 : c.tile_start[c.segments];
   unsigned long long candidates = 0;
   for (int tile = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x); tile < tiles; tile += kWarps * static_cast<int>(gridDim.x)) {
     const int segment = segment_of_tile_together(c.tile_start, c.segments, tile);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
 #pragma unroll
     for (int i = 0; i < kTile / kRun * 4; ++i) {
       const float score = component(all[i / 4], i % 4);
-      if (score < 0 && (kList == List::kRest ? score > -cut : others || score <= -cut)) listed |= 1u << i;
+      if (score < 0 && score <= -cut) listed |= 1u << i;
     }
     if (!__any_sync(~0u, listed != 0)) continue;
     const int count = list_tokens(gathered(listed, lane) & mask_of(lane, 0, length - begin), kTile, lane, list);
@@ -107,16 +107,14 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
     int32_t* const to = c.tokens + segment * c.stride + __shfl_sync(~0u, base, 0);
     for (int i = lane; i < count; i += 32) to[i] = begin + list[i];
   }
-  if constexpr (kList != List::kRest) {
-    candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));
-    if (threadIdx.x == 0 && candidates > 0) {
-      if (kList != List::kLoose) atomicAdd(&c.total->exact, candidates);
-      if (counts_candidates) atomicAdd(&c.total->candidates, candidates);
-    }
+  candidates = static_cast<unsigned long long>(block_sum(static_cast<int64_t>(candidates), scratch));
+  if (threadIdx.x == 0 && candidates > 0) {
+    if (kList != List::kLoose) atomicAdd(&c.total->exact, candidates);
+    if (counts_candidates) atomicAdd(&c.total->candidates, candidates);
   }
   if (!last_to_arrive(&c.total->blocks_done, gridDim.x)) return;
-  bool too_many = false;
-  if (kList != List::kFirst && kList != List::kRest && counts_candidates) {
+  bool too_many = rest;
+  if (kList != List::kFirst && counts_candidates) {
     int64_t entries = 0;
     for (int part = threadIdx.x; part < c.parts.count(); part += blockDim.x) entries += c.parts.entries[part];
     entries = block_sum(entries, scratch);
@@ -124,7 +122,8 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
     too_many = c.total->everything == 0 && all > c.worthwhile_candidates * static_cast<double>(entries);
   }
   // Where all scores are computed no bound need be tight.
-  number_all(c.segments, [&](int i) { return kList == List::kLoose && too_many ? 0 : (__ldcg(c.counts + i) + c.tile - 1) / c.tile; }, c.first_tiles);
+  const auto listed = [&](int segment) { return !too_many ? __ldcg(c.counts + segment) : kList == List::kLoose ? 0 : c.lengths[segment]; };
+  number_all(c.segments, [&](int i) { return (listed(i) + c.tile - 1) / c.tile; }, c.first_tiles);
   __syncthreads();
   if (kList == List::kLoose && too_many)
     for (int i = threadIdx.x; i < c.segments; i += blockDim.x) c.counts[i] = 0;

@@ -523,7 +523,7 @@ __device__ __forceinline__ void score_tiles(const Geometry& g, const int32_t* fi
 
 template <typename T, int R, int D, bool Bound>
 __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
-    joint_hopper_kernel(const __grid_constant__ Geometry g, const int32_t* first_tiles, const __grid_constant__ TokenLists lists, const char* queries,
+    joint_hopper_kernel(const __grid_constant__ Geometry g, const int32_t* first_tiles, const __grid_constant__ TokenLists given, const char* queries,
                         const float* lse, const __grid_constant__ FactorView factors, float* scores) {
   follow_previous();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -545,7 +545,7 @@ __global__ void __launch_bounds__(HopperShape<R, D>::kThreads, 1)
     if (threadIdx.x == Shape::kWarpgroups * 128) fill_ring<R, D>(g, first_tiles, segment, stream, memory);
   } else {
     take_registers<Shape::kRegisters>();
-    score_tiles<T, R, D, Bound>(g, first_tiles, lists, stream, lse, scores, hopper_memory + (memory - shared_address(hopper_memory)), memory);
+    score_tiles<T, R, D, Bound>(g, first_tiles, given.now(), stream, lse, scores, hopper_memory + (memory - shared_address(hopper_memory)), memory);
   }
 #endif
 }

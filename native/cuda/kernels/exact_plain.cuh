@@ -97,9 +97,10 @@ __device__ void load_plain_rows(const LayerView& layer, const PlaneView& plane, 
 
 // Cache of C. scores[segment * stride + token].
 template <typename C, int Tokens>
-__global__ void __launch_bounds__(kPlainThreads) exact_plain_kernel(Geometry g, const int32_t* first_tiles, TokenLists lists, lpx_dtype window,
+__global__ void __launch_bounds__(kPlainThreads) exact_plain_kernel(Geometry g, const int32_t* first_tiles, TokenLists given, lpx_dtype window,
                                                                     const float* log_sums, PlainRule rule, FactorView factors, float* scores) {
   follow_previous();
+  const TokenLists lists = given.now();
   extern __shared__ double plain_shared_memory[];
   __shared__ int tokens[Tokens];
   __shared__ int positions[Tokens];

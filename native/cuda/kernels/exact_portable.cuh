@@ -56,9 +56,10 @@ __device__ __forceinline__ void reduce_quads(const float* x, int lane, float (&o
 }
 
 template <typename T, int R, int D>
-__global__ void __launch_bounds__(256, 1) portable_kernel(Geometry g, const int32_t* first_tiles, TokenLists lists, const char* queries,
+__global__ void __launch_bounds__(256, 1) portable_kernel(Geometry g, const int32_t* first_tiles, TokenLists given, const char* queries,
                                                           const float* lse, FactorView factors, PortableRule rule, float* scores) {
   follow_previous();
+  const TokenLists lists = given.now();
   using Shape = PortableShape<R, D>;
   constexpr int kRows = 2 * Shape::kTiles;  // tokens of a thread: lane / 4, 8 below, and so on
   extern __shared__ __align__(128) char portable_memory[];

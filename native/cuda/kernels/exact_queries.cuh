@@ -44,8 +44,10 @@ struct PackedQueries {
   bool only_last;  // all rows but the last of the window count as absent
 };
 
-// The queries of a segment, by a whole block.
-__device__ inline void pack_queries(const Geometry& g, const PackedQueries& packed, int segment) {
+inline constexpr int kPackThreads = 128;
+
+// The queries of a segment.
+__device__ inline void pack_segment(const Geometry& g, const PackedQueries& packed, int segment) {
   constexpr int kElement = 2;  // bytes
   const LayerView& layer = g.layer[g.layer_of(segment)];
   const int slab_height = slab_rows(g.group, g.head_dim);
@@ -68,7 +70,15 @@ __device__ inline void pack_queries(const Geometry& g, const PackedQueries& pack
   }
 }
 
-// The log-sum-exps [m] of a head's, likewise.
+// <<<segments, kPackThreads>>>, beside the kernel before it.
+static __global__ void __launch_bounds__(kPackThreads)
+    pack_queries(const __grid_constant__ Geometry g, const __grid_constant__ PackedQueries packed) {
+  accompany_previous(true);
+  if (*g.status == LPX_OK) pack_segment(g, packed, static_cast<int>(blockIdx.x));
+  wait_for_previous();
+}
+
+// The log-sum-exps [m] of a head's queries, by a whole block.
 __device__ inline void pack_log_sums(const Geometry& g, const PackedQueries& packed, int segment, int h, const float* log_sums) {
   const int slab_height = slab_rows(g.group, g.head_dim);
   const int slabs = (g.rows + slab_height - 1) / slab_height;

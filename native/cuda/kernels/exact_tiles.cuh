@@ -8,8 +8,12 @@ namespace laprox::cuda {
 
 // Tokens of a call: all of each segment (tokens null) or lists.
 struct TokenLists {
-  const int32_t* tokens;  // [segments][stride]; null: all
-  const int32_t* counts;  // [segments]
+  const int32_t* tokens;      // [segments][stride]; null: all
+  const int32_t* counts;      // [segments]
+  const uint32_t* all_after;  // not 0: all after all; or null
+
+  // What a kernel begins with.
+  __device__ TokenLists now() const { return all_after != nullptr && *all_after != 0 ? TokenLists{} : *this; }
 
   __device__ int count(const Geometry& g, int segment) const {
     return tokens == nullptr ? g.lengths[segment] : min(max(counts[segment], 0), g.lengths[segment]);

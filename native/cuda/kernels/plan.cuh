@@ -22,43 +22,35 @@ struct LayerLimits {
 };
 
 inline constexpr int kPlanThreads = 128;
-// Layers whose descriptions travel as the parameters of one launch.
-inline constexpr int kUploadLayers = 32;
+// Layers whose descriptions travel as the parameters of one launch: they are copied when it is enqueued or captured, so no host memory has to stay.
+inline constexpr int kPlanLayers = 32;
 
 struct LayerBatch {
-  LayerView views[kUploadLayers];
-  LayerLimits limits[kUploadLayers];
+  LayerView views[kPlanLayers];
+  LayerLimits limits[kPlanLayers];
 };
-
-// Parameters are copied when a launch is enqueued or captured: no host memory has to stay. A word a thread. `zeros` is what begins as zero.
-__global__ void __launch_bounds__(kPlanThreads)
-    upload_layers(const __grid_constant__ LayerBatch batch, int count, LayerView* views, LayerLimits* limits, int32_t* zeros, int zero_words) {
-  follow_previous();
-  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < zero_words) zeros[threadIdx.x] = 0;
-  constexpr int kViewWords = sizeof(LayerView) / sizeof(uint64_t);
-  constexpr int kLimitWords = sizeof(LayerLimits) / sizeof(uint64_t);
-  static_assert(sizeof(LayerView) % sizeof(uint64_t) == 0 && sizeof(LayerLimits) % sizeof(uint64_t) == 0, "whole words");
-  const int i = static_cast<int>(blockIdx.x) * kPlanThreads + static_cast<int>(threadIdx.x);
-  if (i < count * kViewWords)
-    reinterpret_cast<uint64_t*>(views)[i] = reinterpret_cast<const uint64_t*>(batch.views)[i];
-  else if (i < count * (kViewWords + kLimitWords))
-    reinterpret_cast<uint64_t*>(limits)[i - count * kViewWords] = reinterpret_cast<const uint64_t*>(batch.limits)[i - count * kViewWords];
-}
 
 __device__ inline bool page_fits(const PlaneView& plane, int64_t bytes, int64_t page, int64_t rows, int head, int64_t row_bytes) {
   if (plane.data == nullptr) return true;
   return page * plane.page_stride + (rows - 1) * plane.token_stride + head * plane.head_stride + row_bytes <= bytes;
 }
 
-// <<<segments, kPlanThreads>>>
-__global__ void plan_segments(Geometry g, const LayerLimits* limits, const int32_t* context_lengths, int64_t row_bytes, int32_t* lengths,
-                              int32_t* contexts) {
+// <<<segments of the batch's layers, kPlanThreads>>>: a block a segment, of which the first of a layer puts the layer's description where all kernels
+// look for it (`views`). `arrivals`: to be zero for those that count.
+__global__ void __launch_bounds__(kPlanThreads)
+    plan_segments(const __grid_constant__ LayerBatch batch, const __grid_constant__ Geometry g, int first_layer, const int32_t* context_lengths,
+                  int64_t row_bytes, LayerView* views, int32_t* lengths, int32_t* contexts) {
   follow_previous();
-  const int segment = blockIdx.x;
+  const int segment = first_layer * g.sequences * g.kv_heads + static_cast<int>(blockIdx.x);
   const int sequence = g.sequence_of(segment);
   const int head = g.head_of(segment);
-  const LayerView& layer = g.layer[g.layer_of(segment)];
-  const LayerLimits& limit = limits[g.layer_of(segment)];
+  const int index = g.layer_of(segment) - first_layer;
+  const LayerView& layer = batch.views[index];
+  const LayerLimits& limit = batch.limits[index];
+  static_assert(sizeof(LayerView) % sizeof(uint64_t) == 0 && sizeof(LayerView) / sizeof(uint64_t) <= kPlanThreads, "a word a thread");
+  if (sequence == 0 && head == 0 && threadIdx.x < sizeof(LayerView) / sizeof(uint64_t))
+    reinterpret_cast<uint64_t*>(views + first_layer + index)[threadIdx.x] = reinterpret_cast<const uint64_t*>(&layer)[threadIdx.x];
+  if (segment == 0 && threadIdx.x < kArrivals) g.arrivals[threadIdx.x] = 0;
   const int length = limit.lengths[sequence * limit.length_sequence_stride + head * limit.length_head_stride];
   const int64_t capacity = int64_t{layer.page_size} * limit.pages_per_row;
   bool wrong = length < 0 || length > g.max_length || length > capacity;

@@ -11,7 +11,7 @@ struct PruneCounts {
   unsigned long long exact;       // scores that were computed
   uint32_t blocks_done;
   uint32_t everything;  // the first list has all entries: the budget is large
-  uint32_t rest;        // every entry is a candidate, where they are too many to be worth it
+  uint32_t rest;        // all scores are computed: the candidates are too many for lists of them to be worth it
 };
 
 struct Text {

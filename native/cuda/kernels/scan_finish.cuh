@@ -5,15 +5,12 @@
 
 namespace laprox::cuda {
 
-// Where queries are to be packed, a block a segment does it; meanwhile one a (segment, head of the group) ends the scan.
+// A block a (segment, head of the group).
 __global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(const __grid_constant__ ScanView v, const __grid_constant__ ScanResults to) {
   follow_previous();
   if (*v.g.status != LPX_OK) return;
-  const int head = static_cast<int>(blockIdx.x) - (to.packed.image == nullptr ? 0 : v.g.segments);
-  if (head < 0)
-    pack_queries(v.g, to.packed, static_cast<int>(blockIdx.x));
-  else
-    finish_head(v, to, head / v.g.group, head % v.g.group, false);
+  const int head = static_cast<int>(blockIdx.x);
+  finish_head(v, to, head / v.g.group, head % v.g.group, false);
 }
 
 inline constexpr int kNumberThreads = 1024;

@@ -1,6 +1,5 @@
 // What the kernels of a scan's beginning and end do together: numbers of tiles; partial sums to log-sum-exps, and how much the roots have to be
-// multiplied by (formulas in scan.cuh); queries in the order that exact scores stream them. Reads a float a piece and row, and the queries; a fixed
-// order makes the bits repeat.
+// multiplied by (formulas in scan.cuh). Reads a float a piece and row; a fixed order makes the bits repeat.
 #pragma once
 
 #include "cuda/kernels/blocks.cuh"

@@ -74,8 +74,7 @@ void Attention::scan(const Launch& launch, const Geometry& g, const PackedQuerie
     scan_wgmma(launch, v, cache_);
   else
     scan_mma(launch, v, cache_);
-  const int blocks = g.segments * (g.group + (packed.image == nullptr ? 0 : 1));
-  launch.run("log-sum-exps", finish_scan, static_cast<unsigned>(blocks), 32 * kFinishGroups, 0, v, to);
+  launch.run("log-sum-exps", finish_scan, static_cast<unsigned>(g.segments * g.group), 32 * kFinishGroups, 0, v, to);
   plain ? repair_plain(launch, v, to, cache_, window_) : repair_mma(launch, v, to, cache_);
 }
 

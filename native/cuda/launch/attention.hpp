@@ -17,7 +17,6 @@ class Attention {
   // The reference points: one launch, beside which the next one may work. False where there is nothing to do at all.
   bool sample(const Launch& launch, const Geometry& g) const;
   // What is left after `sample`, three launches: the scan, its end, and the repair of outgrown references, which ends at once where there are none.
-  // Packs the queries, too.
   void scan(const Launch& launch, const Geometry& g, const PackedQueries& packed) const;
 
   // Whether `tighten` can be called.

@@ -94,11 +94,15 @@ Exact::Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype win
   packed_.only_last = rule.statistic == LPX_FACTORED && rule.attention == LPX_ATTENTION_LAST;
 }
 
+void Exact::pack(const Launch& launch, const Geometry& g) const {
+  if (packed_.image != nullptr) launch.run("queries", pack_queries, static_cast<unsigned>(g.segments), kPackThreads, 0, g, packed_);
+}
+
 void Exact::joint(const Launch& launch, const Geometry& g, const Candidates* only, float* scores) const {
   const bool bound = rule_.statistic == LPX_BOUND;
   if (only == nullptr) number_tiles(launch, g, tile_, tiles_);
   const int32_t* const tiles = only == nullptr ? tiles_ : only->first_tiles;
-  const TokenLists lists = only == nullptr ? TokenLists{} : TokenLists{only->tokens, only->counts};
+  const TokenLists lists = only == nullptr ? TokenLists{} : TokenLists{only->tokens, only->counts, only->all_after};
   if (hopper_) return hopper_joint(launch, cache_, {g, tiles, lists, packed_.image, packed_.lse, factors_->view(), bound, scores});
   if (portable_) {
     const PortableRule rule{false, bound, rule_.attention, rule_.aggregation, true};

@@ -18,6 +18,7 @@ struct Candidates {
   const int32_t* tokens;       // [segments][stride]
   const int32_t* counts;       // [segments]
   const int32_t* first_tiles;  // [segments + 1]: tiles of Exact::tile() tokens before each segment
+  const uint32_t* all_after;   // not 0 once the kernel runs: all tokens after all, in as many tiles; or null
 };
 
 class Exact {
@@ -27,7 +28,9 @@ class Exact {
   Exact(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const lpx_score_rule& rule, const DeviceFactors* factors,
         const Attention* attention, Path path);
 
-  // What the attention leaves for it; nothing where the image is null.
+  // The queries as the kernels want them, packed while the kernel before works, which is the attention's sample.
+  void pack(const Launch& launch, const Geometry& geometry) const;
+  // Where the attention's log-sum-exps go, too; nothing where the image is null.
   const PackedQueries& packed() const { return packed_; }
   // Tokens of a tile of listed ones.
   int tile() const { return tile_; }

@@ -143,7 +143,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g) const {
   // Of the largest bounds as many as the budget, pooled: so many finite scores prove a threshold whatever they are.
   select_->cut_bounds(launch, scores, kProving);
   list(list_candidates<List::kFirst>, own.counts, own.first_tiles, exact_->tile());
-  const Candidates first{own.tokens, own.counts, own.first_tiles};
+  const Candidates first{own.tokens, own.counts, own.first_tiles, nullptr};
   exact_->run(launch, g, &first, scores_);
 
   select_->lower_bounds(launch, scores);
@@ -156,9 +156,8 @@ void Pruning::prune(const Launch& launch, const Geometry& g) const {
       launch.run("bounds", tighten_bounds, blocks, kBoundThreads, 0, bound, own.tokens, loose, heads);
     }
   }
-  const Candidates second{own.tokens, own.counts + 2 * int64_t{g.segments}, own.first_tiles};
+  const Candidates second{own.tokens, own.counts + 2 * int64_t{g.segments}, own.first_tiles, &own.total->rest};
   list(list_candidates<List::kSecond>, own.counts + 2 * int64_t{g.segments}, own.first_tiles, exact_->tile());
-  if (!lists.tightens) list(list_candidates<List::kRest>, own.counts + 2 * int64_t{g.segments}, own.first_tiles, exact_->tile());
   exact_->run(launch, g, &second, scores_);
 }
 
@@ -166,7 +165,10 @@ void Pruning::run(const Launch& launch, const Geometry& g, const lpx_selection& 
   const ScoreView scores = view(g);
   const bool sampled = attention_ != nullptr && attention_->sample(launch, g);
   select_->find_budgets(launch, scores, sampled);
-  if (sampled) attention_->scan(launch, g, exact_->packed());
+  if (sampled) {
+    exact_->pack(launch, g);
+    attention_->scan(launch, g, exact_->packed());
+  }
   if (bounds_ != nullptr)
     prune(launch, g);
   else

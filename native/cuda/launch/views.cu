@@ -8,8 +8,7 @@
 namespace laprox::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 16;         // of rows: they travel 16 bytes at a time
-constexpr int kZeroWords = 1 + kArrivals;  // a status (LPX_OK is 0) and counters
+constexpr int64_t kAlignment = 16;  // of rows: they travel 16 bytes at a time
 
 PlaneView plane_view(const lpx_plane& plane) { return {static_cast<char*>(plane.data), plane.page_stride, plane.token_stride, plane.head_stride}; }
 
@@ -90,12 +89,11 @@ Views::Views(Arena& arena, const Inputs& inputs, int64_t stride) : inputs_(input
   geometry_.stride = stride;
   geometry_.lse_scale = inputs.window != nullptr && inputs.window->lse_base == LPX_NATURAL ? 1.44269504088896340736f : 1.0f;
   geometry_.layer = views_ = arena.take<LayerView>(cache.layers);
-  limits_ = arena.take<LayerLimits>(cache.layers);
   geometry_.lengths = lengths_ = arena.take<int32_t>(geometry_.segments);
   geometry_.contexts = contexts_ = arena.take<int32_t>(geometry_.segments);
-  zeros_ = arena.take<int32_t>(kZeroWords);
-  geometry_.status = inputs.status != nullptr ? inputs.status : zeros_;
-  geometry_.arrivals = zeros_ == nullptr ? nullptr : reinterpret_cast<uint32_t*>(zeros_ + 1);
+  own_status_ = arena.take<int32_t>(1);
+  geometry_.status = inputs.status != nullptr ? inputs.status : own_status_;
+  geometry_.arrivals = arena.take<uint32_t>(kArrivals);
 }
 
 LayerView Views::view(int index) const {
@@ -140,20 +138,19 @@ LayerLimits Views::limits(int index) const {
 }
 
 void Views::upload(const Launch& launch) const {
-  for (int first = 0; first < geometry_.layers; first += kUploadLayers) {
-    const int count = std::min(kUploadLayers, geometry_.layers - first);
+  if (inputs_.status == nullptr) check(cudaMemsetAsync(own_status_, 0, sizeof *own_status_, launch.stream), "plan");  // LPX_OK
+  const int64_t row_bytes = static_cast<int64_t>(element_size(inputs_.cache.dtype)) * inputs_.cache.head_dim;
+  const int each = geometry_.sequences * geometry_.kv_heads;
+  for (int first = 0; first < geometry_.layers; first += kPlanLayers) {
+    const int count = std::min(kPlanLayers, geometry_.layers - first);
     LayerBatch batch{};
     for (int i = 0; i < count; ++i) {
       batch.views[i] = view(first + i);
       batch.limits[i] = limits(first + i);
     }
-    const int64_t words = count * static_cast<int64_t>(sizeof(LayerView) + sizeof(LayerLimits)) / 8;
-    launch.run("plan", upload_layers, static_cast<unsigned>(ceil_div(words, kPlanThreads)), kPlanThreads, 0, batch, count, views_ + first,
-               limits_ + first, zeros_, first == 0 ? kZeroWords : 0);
+    launch.run("plan", plan_segments, static_cast<unsigned>(count * each), kPlanThreads, 0, batch, geometry_, first, inputs_.cache.context_lengths,
+               row_bytes, views_, lengths_, contexts_);
   }
-  const int64_t row_bytes = static_cast<int64_t>(element_size(inputs_.cache.dtype)) * inputs_.cache.head_dim;
-  launch.run("plan", plan_segments, geometry_.segments, kPlanThreads, 0, geometry_, limits_, inputs_.cache.context_lengths, row_bytes, lengths_,
-             contexts_);
 }
 
 void Views::write_positions(const Launch& launch, int32_t* positions) const {

@@ -50,10 +50,9 @@ class Views {
   Inputs inputs_;
   Geometry geometry_{};
   LayerView* views_;
-  LayerLimits* limits_;
   int32_t* lengths_;
   int32_t* contexts_;
-  int32_t* zeros_;  // that a call begins with: a status of its own, and arrivals
+  int32_t* own_status_;  // where the caller has none
 };
 
 }  // namespace laprox::cuda
