@@ -227,10 +227,9 @@ export function prepareOnDevice(
   switch (plan.target) {
     case 'ragged': {
       const rows: NativeHandle = {}
-      const target = new SectionWriter().push(toRagged, 0, 0, 0, 0).section()
       return {
         async run(_, work) {
-          const done = await work({ target, rows, counts: noCounts, pages: noPages })
+          const done = await work({ target: raggedTarget, rows, counts: noCounts, pages: noPages })
           return raggedOnDevice(device, state, done.counts, done.numbers, rows)
         },
       }
@@ -391,6 +390,9 @@ function prepare(plan: Plan, state: CacheState, selection: Selection): Prepared 
 const toRagged = 0
 const toPages = 1
 const toInPlace = 2
+
+/** Of a GPU: its memory is the call's own. */
+const raggedTarget: Section = new SectionWriter().push(toRagged, 0, 0, 0, 0).section()
 
 function prepareRagged(state: CacheState, selection: Selection): Prepared {
   const { type, headDim, layers } = state

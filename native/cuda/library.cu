@@ -92,6 +92,13 @@ int64_t score_slots(const lpx_scores* scores, int64_t longest) {
   return slots;
 }
 
+Known known_of(const Inputs& inputs) {
+  const lpx_cache& cache = inputs.cache;
+  const lpx_window_layer* windows = inputs.window == nullptr ? nullptr : inputs.window->layer;
+  return {std::all_of(cache.layer, cache.layer + cache.layers, [](const lpx_cache_layer& layer) { return layer.value_norm.data != nullptr; }),
+          windows != nullptr && std::all_of(windows, windows + cache.layers, [](const lpx_window_layer& layer) { return layer.lse != nullptr; })};
+}
+
 // Every exact score.
 class Scoring {
  public:
@@ -99,8 +106,8 @@ class Scoring {
       : out_(out),
         views_(arena, inputs, slots),
         attention_(inputs.window == nullptr ? nullptr
-                                            : std::make_unique<Attention>(arena, views_.geometry(), inputs.cache.dtype, inputs.window->dtype, false,
-                                                                          inputs.model->device().path())),
+                                            : std::make_unique<Attention>(arena, views_.geometry(), inputs.cache.dtype, inputs.window->dtype,
+                                                                          known_of(inputs), false, inputs.model->device().path())),
         exact_(arena, views_.geometry(), inputs.cache.dtype, window_dtype(inputs), *inputs.rule, &inputs.model->factors(), attention_.get(),
                inputs.model->device().path()) {}
 
@@ -507,13 +514,6 @@ lpx_status compact(lpx_cuda_device* device, const lpx_cache* cache, const lpx_se
 }
 
 // ---- selection straight from a cache
-
-Known known_of(const Inputs& inputs) {
-  const lpx_cache& cache = inputs.cache;
-  const lpx_window_layer* windows = inputs.window == nullptr ? nullptr : inputs.window->layer;
-  return {std::all_of(cache.layer, cache.layer + cache.layers, [](const lpx_cache_layer& layer) { return layer.value_norm.data != nullptr; }),
-          windows != nullptr && std::all_of(windows, windows + cache.layers, [](const lpx_window_layer& layer) { return layer.lse != nullptr; })};
-}
 
 class CacheSelecting {
  public:

@@ -5,12 +5,13 @@
 
 namespace laprox::cuda {
 
-// A block a (segment, head of the group).
-__global__ void __launch_bounds__(32 * kFinishGroups) finish_scan(const __grid_constant__ ScanView v, const __grid_constant__ ScanResults to) {
-  follow_previous();
-  if (*v.g.status != LPX_OK) return;
+// A block a (segment, head of the group). `beside`: while the scan works, which finds no log-sum-exp.
+__global__ void __launch_bounds__(32 * kFinishGroups)
+    finish_scan(const __grid_constant__ ScanView v, const __grid_constant__ ScanResults to, bool beside) {
+  accompany_previous(beside);
   const int head = static_cast<int>(blockIdx.x);
-  finish_head(v, to, head / v.g.group, head % v.g.group, false);
+  if (*v.g.status == LPX_OK) finish_head(v, to, head / v.g.group, head % v.g.group, false);
+  wait_for_previous();
 }
 
 inline constexpr int kNumberThreads = 1024;

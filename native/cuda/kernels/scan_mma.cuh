@@ -127,7 +127,7 @@ struct EdgeMask {
 
 template <typename T, int D, int Teams>
 __global__ void __launch_bounds__(128, D <= 128 ? 3 : 2) scan_mma(ScanView v) {
-  follow_previous();
+  lead_next();
   using Tile = MmaTile<D>;
   constexpr int kTeamTokens = kScanTile / Teams;
   constexpr int kSquares = kTeamTokens / 8 * 2;  // a thread's, before they are summed over lanes

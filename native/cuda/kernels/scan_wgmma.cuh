@@ -369,7 +369,7 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
 template <typename T, int D, int Bands, ScanFor For>
 __global__ void __launch_bounds__(kGroups* kWarpgroup, 1)
     scan_wgmma(const __grid_constant__ ScanView v, const __grid_constant__ StatisticView statistic) {
-  follow_previous();
+  lead_next();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) char memory[];
   if (*v.g.status != LPX_OK) return;

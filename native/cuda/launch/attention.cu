@@ -23,8 +23,8 @@ Path path_for(const Geometry& shape, lpx_dtype cache, lpx_dtype window, Path wan
 
 }  // namespace
 
-Attention::Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, bool roots, Path path)
-    : cache_(cache), window_(window), path_(path_for(shape, cache, window, path)) {
+Attention::Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const Known& known, bool roots, Path path)
+    : cache_(cache), window_(window), path_(path_for(shape, cache, window, path)), given_(known.log_sums) {
   const int bands = static_cast<int>(ceil_div(shape.rows, kBand));
   // Heads of a panel: as few panels as there can be, evenly filled.
   int heads = std::min(bands == 1 ? 4 : bands == 2 ? 2 : 1, shape.group);
@@ -68,13 +68,15 @@ void Attention::scan(const Launch& launch, const Geometry& g, const PackedQuerie
   const ScanView v = view(g);
   const ScanResults to = {log_sums_, inflation_, exact_inflation_, packed};
   const bool plain = path_ == Path::kPlain;
-  if (plain)
+  const bool scans = !given_ || v.roots != nullptr;
+  if (scans && plain)
     scan_plain(launch, v, cache_, window_);
-  else if (path_ == Path::kHopper)
+  else if (scans && path_ == Path::kHopper)
     scan_wgmma(launch, v, cache_);
-  else
+  else if (scans)
     scan_mma(launch, v, cache_);
-  launch.run("log-sum-exps", finish_scan, static_cast<unsigned>(g.segments * g.group), 32 * kFinishGroups, 0, v, to);
+  launch.run("log-sum-exps", finish_scan, static_cast<unsigned>(g.segments * g.group), 32 * kFinishGroups, 0, v, to, given_ && scans);
+  if (given_) return;
   plain ? repair_plain(launch, v, to, cache_, window_) : repair_mma(launch, v, to, cache_);
 }
 

@@ -9,14 +9,21 @@
 
 namespace laprox::cuda {
 
+// What a call hands over, for all layers.
+struct Known {
+  bool norms;     // ||v|| of every row
+  bool log_sums;  // log-sum-exps of the window: bounds are tight from the begin
+};
+
 class Attention {
  public:
   // roots: whether they are wanted. The sums over tokens are the same with and without.
-  Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, bool roots, Path path);
+  Attention(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype window, const Known& known, bool roots, Path path);
 
   // The reference points: one launch, beside which the next one may work. False where there is nothing to do at all.
   bool sample(const Launch& launch, const Geometry& g) const;
-  // What is left after `sample`, three launches: the scan, its end, and the repair of outgrown references, which ends at once where there are none.
+  // What is left after `sample`: the scan, its end, and the repair of outgrown references, which ends at once where there are none. Where all
+  // log-sum-exps are given, the end is beside the scan, which is for roots alone.
   void scan(const Launch& launch, const Geometry& g, const PackedQueries& packed) const;
 
   // Whether `tighten` can be called.
@@ -52,6 +59,7 @@ class Attention {
   lpx_dtype cache_;
   lpx_dtype window_;
   Path path_;
+  bool given_;  // all log-sum-exps
   ScanView view_{};
   float* log_sums_;
   float* inflation_;

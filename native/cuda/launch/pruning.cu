@@ -51,7 +51,7 @@ Pruning::Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype
   row_bytes_ = static_cast<int64_t>(element_size(cache)) * shape.head_dim;
   const int64_t slots = int64_t{shape.segments} * shape.stride;
   scores_ = arena.take<float>(slots);
-  if (shape.rows > 0) attention_ = std::make_unique<Attention>(arena, shape, cache, window, obstacle_ == nullptr, path);
+  if (shape.rows > 0) attention_ = std::make_unique<Attention>(arena, shape, cache, window, known, obstacle_ == nullptr, path);
   exact_ = std::make_unique<Exact>(arena, shape, cache, window, score_rule, factors, attention_.get(), path);
   if (obstacle_ != nullptr) {
     select_ = std::make_unique<Select>(arena, view(shape), select_rule, sizes.select);

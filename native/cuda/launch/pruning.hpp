@@ -21,12 +21,6 @@ struct PruningSizes {
   int64_t worthwhile_tightening = INT64_C(4) << 20;  // entries: of fewer, exact scores cost less than the launches that would spare some
 };
 
-// What a call hands over, for all layers.
-struct Known {
-  bool norms;     // ||v|| of every row
-  bool log_sums;  // log-sum-exps of the window: bounds are tight from the begin
-};
-
 // lpx_select_cache: attention, scores and selection, pruned where that can pay, all scores otherwise.
 class Pruning {
  public:
