@@ -30,14 +30,13 @@ export interface Work {
 
 const noTable = new Float64Array(0)
 const noPages = new Int32Array(0)
-const none: readonly ArrayBufferView[] = []
 
 /** Runs it, and gives the numbers that {@link deviceNumbers} names. */
 export function startWork(device: NativeHandle, work: Work, { flag, streams }: Hooks): Promise<Float64Array> {
   const numbers = new Float64Array(deviceNumbers.count)
   const { cache, window, scores, selection, target } = work
   const held: Held<Float64Array> = [numbers, work.keep, flag]
-  for (const section of [cache, window, scores, selection, target]) held.push(...(section?.buffers ?? none))
+  for (const section of [cache, window, scores, selection, target]) if (section !== undefined) for (const buffer of section.buffers) held.push(buffer)
   held.push(numbers, work.table ?? noTable, work.counts ?? noTable, work.pages ?? noPages)
   return native().enqueue(
     device,

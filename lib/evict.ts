@@ -103,13 +103,24 @@ async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, ex
   const prepared = preparing instanceof Promise ? await preparing : preparing
   let selection: Selection | undefined
   const result = await prepared.run(cache, async ({ target, rows, pageTable, counts, pages }) => {
-    const stages = (exhaustive ? stage.score + stage.select : stage.selectCache) + stage.compact
-    const outputs = { tokens, scored, table, target, rows, pageTable, counts, pages }
-    const numbers = await startWork(
-      device,
-      { stages, model, cache: section, window, scoreRule: rules.score, selectRule: rules.select, keep: [inputs, plan], ...outputs },
-      hooks,
-    )
+    const work = {
+      stages: (exhaustive ? stage.score + stage.select : stage.selectCache) + stage.compact,
+      model,
+      cache: section,
+      window,
+      scoreRule: rules.score,
+      selectRule: rules.select,
+      target,
+      tokens,
+      scored,
+      rows,
+      pageTable,
+      table,
+      counts,
+      pages,
+      keep: [inputs, plan],
+    }
+    const numbers = await startWork(device, work, hooks)
     const made = deviceSelection(owner, state, table, tokens, numbers)
     selection = made
     return { counts: () => made.counts, numbers }

@@ -154,13 +154,15 @@ export const deviceNumbers = {
   count: 9,
 } as const
 
+const noBuffers: readonly ArrayBufferView[] = []
+
 /** Collects the numbers and typed arrays of a {@link Section}, once. */
 export class SectionWriter {
   /** Of a writer that is done, for the next one: each call on a GPU describes hundreds of numbers. */
   static #room: Float64Array | undefined
   #numbers = SectionWriter.#room ?? new Float64Array(1 << 10)
   #count = 1
-  readonly #buffers = new Map<ArrayBufferView, number>()
+  #buffers: Map<ArrayBufferView, number> | undefined
 
   constructor() {
     SectionWriter.#room = undefined
@@ -177,6 +179,7 @@ export class SectionWriter {
   /** The index of a typed array, which many records may share; -1 for none. */
   buffer(data: ArrayBufferView | undefined): number {
     if (data === undefined) return -1
+    this.#buffers ??= new Map()
     let index = this.#buffers.get(data)
     if (index === undefined) {
       index = this.#buffers.size
@@ -195,9 +198,10 @@ export class SectionWriter {
 
   section(): Section {
     const numbers = this.#numbers.slice(0, this.#count)
-    numbers[0] = this.#buffers.size
+    const buffers = this.#buffers === undefined ? noBuffers : [...this.#buffers.keys()]
+    numbers[0] = buffers.length
     SectionWriter.#room = this.#numbers
-    return { numbers, buffers: [...this.#buffers.keys()] }
+    return { numbers, buffers }
   }
 
   #grow(least: number): void {
