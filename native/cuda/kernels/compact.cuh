@@ -47,7 +47,8 @@ struct Move {
   const int64_t* offsets;  // [segments + 1]
   int64_t capacity;
   int32_t target;            // lpx_target
-  const TargetLayer* layer;  // [layers], 1 for a ragged target; null in place
+  TargetLayer flat;          // of a ragged target
+  const TargetLayer* layer;  // [layers] of pages
   int32_t row_bytes;
   int32_t* lengths;     // [segments] or null
   int32_t* page_table;  // [segments, table_width]
@@ -69,16 +70,17 @@ __device__ inline bool inside(const PlaneView& plane, int64_t bytes, int64_t pag
   return page >= 0 && page * plane.page_stride + (rows - 1) * plane.token_stride + row_bytes <= bytes;
 }
 
-// Where rows go, from the parameters; whether those of a ragged target, which is in the first chunk, stay inside it.
-__global__ void store_targets(const __grid_constant__ Move m, const __grid_constant__ TargetChunk chunk, int count, TargetLayer* to) {
+// Where rows go, from the parameters.
+__global__ void store_targets(const __grid_constant__ TargetChunk chunk, int count, TargetLayer* to) {
   follow_previous();
   for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = chunk.layer[i];
-  if (m.target != LPX_TO_RAGGED || threadIdx.x != 0) return;
-  const TargetLayer& flat = chunk.layer[0];
-  const int64_t rows = m.offsets[m.from.segments];
-  if (!inside(flat.key, flat.key_bytes, 0, rows, m.row_bytes) || !inside(flat.value, flat.value_bytes, 0, rows, m.row_bytes) ||
-      !inside(flat.position, flat.position_bytes, 0, rows, 4) || !inside(flat.value_norm, flat.value_norm_bytes, 0, rows, 4))
-    report_status(m.from.status, LPX_OUT_OF_BOUNDS);
+}
+
+// Whether so many rows of a ragged target stay inside it.
+__device__ inline bool flat_holds(const Move& m, int64_t rows) {
+  const TargetLayer& flat = m.flat;
+  return inside(flat.key, flat.key_bytes, 0, rows, m.row_bytes) && inside(flat.value, flat.value_bytes, 0, rows, m.row_bytes) &&
+         inside(flat.position, flat.position_bytes, 0, rows, 4) && inside(flat.value_norm, flat.value_norm_bytes, 0, rows, 4);
 }
 
 __device__ inline void store_length(const Move& m, int segment) {
@@ -273,11 +275,15 @@ __device__ inline char* row_at(const PlaneView& plane, int64_t page, int64_t slo
 
 __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant__ Move m) {
   follow_previous();
+  const int64_t total = m.offsets[m.from.segments];
   if (*m.from.status != LPX_OK) return;
+  if (m.target == LPX_TO_RAGGED && !flat_holds(m, total)) {  // all threads see that alike
+    report_status(m.from.status, LPX_OUT_OF_BOUNDS);
+    return;
+  }
   for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < m.from.segments; i += static_cast<int>(gridDim.x * blockDim.x))
     store_length(m, i);
   const int lane = threadIdx.x % 32;
-  const int64_t total = m.offsets[m.from.segments];
   const int64_t warps = int64_t{gridDim.x} * (kMoveThreads / 32);
   const int64_t warp = int64_t{blockIdx.x} * (kMoveThreads / 32) + threadIdx.x / 32;
   for (int64_t first = warp * 32; first < total; first += warps * 32) {
@@ -289,7 +295,7 @@ __global__ void __launch_bounds__(kMoveThreads) move_rows(const __grid_constant_
     const LayerView& from = m.from.layer[l];
     const int sequence = m.from.sequence_of(segment);
     const int head = m.from.head_of(segment);
-    const TargetLayer& to = m.layer[m.target == LPX_TO_RAGGED ? 0 : l];
+    const TargetLayer& to = m.target == LPX_TO_RAGGED ? m.flat : m.layer[l];
     int64_t page = 0;
     int64_t slot = e;
     if (m.target == LPX_TO_PAGES) {
