@@ -123,9 +123,9 @@ __device__ inline void pick(const RankView& p, const Pass& pass, int part, uint3
   __shared__ int64_t scratch[32];
   const int bins = 1 << pass.bits;
   const int shift = shift_of(low, last, pass.bits);
-  const bool sampled = pass.samples();
+  const bool sampled = pass.ranges();
   int64_t goal = goal_of(p, pass, part);
-  const int stride = sampled ? ranks.stride[part] : 1;
+  const int stride = pass.stride(ranks, part);
   const int64_t all = sampled ? p.parts().entries[part] - (pass.goal == Goal::kShare ? 0 : p.parts().guarded[part]) : 0;  // keys of the part
   const int64_t above_range = pass.goal == Goal::kBudget || pass.goal == Goal::kProve ? __ldcg(ranks.above + part) : 0;
   uint4* histogram = reinterpret_cast<uint4*>(ranks.histogram + (int64_t{part} << pass.bits));
@@ -269,7 +269,7 @@ __device__ inline void find_range(const RankView& p, const Pass& pass, const Run
   float* const stage = stage_of(warp);
   uint32_t* const histogram = shared_histogram();
   const auto [part, tile, end, first_segment, low, last, shift] = run;
-  const int stride = pass.samples() ? ranks.stride[part] : 1;
+  const int stride = pass.stride(ranks, part);
   const bool whole = pass.first() && !pass.floored;  // every key that is ranked
   int segment = first_segment;
   uint32_t non_finite = 0;

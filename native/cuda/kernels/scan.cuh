@@ -27,13 +27,12 @@ namespace laprox::cuda {
 
 inline constexpr int kBand = 32;      // query rows
 inline constexpr int kScanTile = 64;  // tokens
-// Tokens of the reference point: the first, a strided part, the last. A sixteenth of them all, but from 256 to 1024: what is sampled is
-// multiplied twice, and a reference that is off makes bounds loose.
+// Tokens of the reference point: the first, a strided part, the last. A sixteenth of them all, or 512 and one of 128 where that is less, but from 256
+// to 1024: what is sampled is multiplied twice, and a reference that is off makes bounds loose.
 inline constexpr int kSinkSample = 4;
 inline constexpr int kRecentSample = 128;
 inline constexpr int kLeastSample = 256;
 inline constexpr int kMostSample = 1024;
-inline constexpr int kSampledShare = 16;
 inline constexpr float kVanishedSquares = 2e-36f;  // what sums of e^2 of up to 128 rows may lose below the smallest float
 
 // Tokens [begin, end) are seen by some row, [full_begin, full_end) by every row that exists.
@@ -65,7 +64,7 @@ struct ScanView {
 };
 
 // The number of tokens in the sample of `count`.
-__device__ inline int sample_size(int count) { return min(count, min(max(count / kSampledShare, kLeastSample), kMostSample)); }
+__device__ inline int sample_size(int count) { return min(count, min(max(min(count / 16, 512 + count / 128), kLeastSample), kMostSample)); }
 
 __device__ inline __nv_bfloat16 rounded_up(float x) {  // not negative; what is not a number stays that
   const uint32_t bits = min(__float_as_uint(x), 0x7fff0000u);

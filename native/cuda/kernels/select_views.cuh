@@ -169,9 +169,12 @@ struct Pass {
   int32_t bits;    // of the histogram
   bool again;      // only for parts whose sample failed
   bool count;      // non-finite scores
+  bool unsampled;  // all keys where a sample would do
   bool floored;    // floors took keys above their heads', and so many of just these as their heads' ties say
 
-  __device__ bool samples() const { return goal == Goal::kSample || goal == Goal::kSampleLow || goal == Goal::kShare; }
+  // A range of keys is found, and no key.
+  __device__ bool ranges() const { return goal == Goal::kSample || goal == Goal::kSampleLow || goal == Goal::kShare; }
+  __device__ int stride(const Ranks& ranks, int part) const { return ranges() && !unsampled ? ranks.stride[part] : 1; }
   __device__ bool first() const { return goal != Goal::kContinue && goal != Goal::kBudget && goal != Goal::kProve; }
 };
 

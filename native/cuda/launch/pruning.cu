@@ -11,7 +11,10 @@ namespace laprox::cuda {
 namespace {
 
 constexpr int kLists = 3;
-constexpr double kProving = 1.5;  // of the budget: exact scores that prove a threshold; a third of them may be of entries that only seemed large
+// Of the budget: exact scores that prove a threshold. Where bounds are loose a third of them may be of entries that only seemed large; where they are
+// tight a few more leave nothing for the second list (docs/gpu-notes.md).
+constexpr double kProvingLoose = 1.5;
+constexpr double kProvingTight = 1.9;
 
 Text text_of(const char* sentence) {
   Text text{};
@@ -46,7 +49,8 @@ Pruning::Pruning(Arena& arena, const Geometry& shape, lpx_dtype cache, lpx_dtype
     : sizes_(sizes),
       obstacle_(obstacle_of(score_rule, select_rule, sizes.worthwhile_budget)),
       cache_(cache),
-      loose_(!known.log_sums && int64_t{shape.segments} * shape.max_length >= sizes.worthwhile_tightening),
+      proving_(known.log_sums ? kProvingTight : kProvingLoose),
+      tightens_(!known.log_sums && int64_t{shape.segments} * shape.max_length >= sizes.worthwhile_tightening),
       factors_(factors) {
   row_bytes_ = static_cast<int64_t>(element_size(cache)) * shape.head_dim;
   const int64_t slots = int64_t{shape.segments} * shape.stride;
@@ -128,7 +132,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g) const {
   lists.floor_cuts = select_->floor_cuts();
   lists.tokens = own.tokens;
   lists.total = own.total;
-  lists.tightens = loose_ && attention_->tightens();
+  lists.tightens = tightens_ && attention_->tightens();
   lists.zeros = select_->zeros();
   lists.zero_words = select_->zero_words();
   lists.worthwhile_budget = sizes_.worthwhile_budget;
@@ -141,7 +145,7 @@ void Pruning::prune(const Launch& launch, const Geometry& g) const {
   };
 
   // Of the largest bounds as many as the budget, pooled: so many finite scores prove a threshold whatever they are.
-  select_->cut_bounds(launch, scores, kProving);
+  select_->cut_bounds(launch, scores, proving_);
   list(list_candidates<List::kFirst>, own.counts, own.first_tiles, exact_->tile());
   const Candidates first{own.tokens, own.counts, own.first_tiles, nullptr};
   exact_->run(launch, g, &first, scores_);

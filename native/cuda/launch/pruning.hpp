@@ -43,7 +43,8 @@ class Pruning {
   const char* obstacle_;  // why all scores are computed; null: they need not be
   int64_t row_bytes_ = 0;
   lpx_dtype cache_;
-  bool loose_;               // bounds can be tightened
+  double proving_;           // share of the budget that the first list has
+  bool tightens_;            // bounds, if the path can
   float* scores_ = nullptr;  // [segments][stride]; negative: of an entry that has but a bound
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<Exact> exact_;

@@ -24,6 +24,8 @@ std::vector<PositionRange> merged_ranges(const lpx_select_rule& rule) {
   return merged;
 }
 
+constexpr int64_t kFewTiles = 8192;
+
 }  // namespace
 
 // The passes of one launch, in order.
@@ -195,8 +197,10 @@ void Select::cut_bounds(const Launch& launch, const ScoreView& bounds, double sh
 
 void Select::lower_bounds(const Launch& launch, const ScoreView& scores) const {
   Plan plan{*this};
-  plan.find_range(Goal::kSampleLow);
-  plan.collect(Goal::kProve).count = true;
+  // What a sample says has to be proved; in few scores all are counted sooner.
+  const bool few = !floors() && max_tiles_ <= kFewTiles;
+  plan.find_range(Goal::kSampleLow).unsampled = few;
+  if (!few) plan.collect(Goal::kProve).count = true;
   if (floors()) plan.find_range(Goal::kFloor, kOfHeads).share = rule_.floor;
   run(launch, view(scores), plan, {}, nullptr, {});
 }
