@@ -18,8 +18,7 @@
 namespace laprox::cuda {
 
 inline constexpr int kListThreadsOfTiles = 256;
-inline constexpr int kListBlocks = 6;       // a multiprocessor
-inline constexpr int kNearSegments = 1024;  // so many are looked for in shared memory
+inline constexpr int kListBlocks = 6;  // a multiprocessor
 
 enum class List { kFirst, kLoose, kSecond };
 
@@ -75,17 +74,12 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
   }
   if (kList == List::kFirst || kList == List::kSecond)
     for (int64_t i = blockIdx.x * kListThreadsOfTiles + threadIdx.x; i < c.zero_words; i += gridDim.x * kListThreadsOfTiles) c.zeros[i] = 0;
-  __shared__ int32_t near_start[kNearSegments + 1];
-  const bool near = c.segments <= kNearSegments;
-  for (int i = threadIdx.x; near && i <= c.segments; i += blockDim.x) near_start[i] = c.tile_start[i];
-  __syncthreads();
-  const int32_t* const tile_start = near ? near_start : c.tile_start;
-  const int tiles = rest ? 0 : tile_start[c.segments];
+  const int tiles = rest ? 0 : c.tile_start[c.segments];
   unsigned long long candidates = 0;
   for (int tile = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x); tile < tiles; tile += kWarps * static_cast<int>(gridDim.x)) {
-    const int segment = segment_of_tile_together(tile_start, c.segments, tile);
+    const int segment = segment_of_tile_together(c.tile_start, c.segments, tile);
     const int length = c.lengths[segment];
-    const int begin = (tile - tile_start[segment]) * kTile;
+    const int begin = (tile - c.tile_start[segment]) * kTile;
     float cut = score_of(c.cuts[c.parts.of(segment)]);
     if (c.floor_cuts != nullptr) cut = fminf(cut, score_of(c.floor_cuts[segment]));
     if (everything) cut = absent_score();
