@@ -42,7 +42,7 @@ function page(run: Results, chartFile: string): string {
         what,
         count(n),
         `${round(limitMs)} ms`,
-        measuredMs === undefined ? 'not measured' : `${round(measuredMs)} ms`,
+        measuredMs === undefined ? 'not measured' : `${beside(measuredMs, limitMs)} ms`,
         met ? 'met' : '**not met**',
       ]),
     ),
@@ -142,6 +142,11 @@ function checkRow(check: Check): string[] {
     percent(exactScores),
     wrong(check) ?? 'the same, to the bit',
   ]
+}
+
+/** Rounded, but not to the limit that it missed. */
+function beside(value: number, limit: number): string {
+  return round(value) === round(limit) ? value.toPrecision(4) : round(value)
 }
 
 function time({ medianUs, p10Us, p90Us }: Pick<Result, 'medianUs' | 'p10Us' | 'p90Us'>): string {
