@@ -56,7 +56,7 @@ static void* run_share(void* of) {
 // Seconds from the first thread's begin to the last one's end.
 static double run_together(int threads, void (*work)(int index, int threads)) {
   if (threads < 1 || threads > MOST_THREADS) exit(2);
-  stay_on_core(0);
+  stay_on_core(0);  // before there are others, who inherit where it may run
   pthread_barrier_t start;
   pthread_barrier_init(&start, NULL, (unsigned)threads);
   struct share shares[MOST_THREADS];

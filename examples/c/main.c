@@ -198,7 +198,13 @@ int main(void) {
   int64_t offsets_again[SEGMENTS + 1];
   const lpx_selection again = {.size = sizeof again, .tokens = tokens_again, .capacity = ENTRIES, .offsets = offsets_again};
   memset(kept_keys, 0, sizeof kept_keys);
-  check(lpx_evict(model, &cache, &window, &score_rule, &select_rule, &again, &report, &compaction, NULL), "lpx_evict");
+  int64_t scratch_bytes = 0;
+  check(lpx_evict_workspace(model, &cache, &window, &score_rule, &select_rule, &compaction, &scratch_bytes), "lpx_evict_workspace");
+  expect(scratch_bytes > 0, "an eviction to need scratch memory");
+  void* scratch = aligned_alloc(64, (size_t)(scratch_bytes + 63) / 64 * 64);
+  const lpx_call call = {.size = sizeof call, .workspace = scratch, .workspace_bytes = scratch_bytes};
+  check(lpx_evict(model, &cache, &window, &score_rule, &select_rule, &again, &report, &compaction, &call), "lpx_evict");
+  free(scratch);
   printf("lpx_evict computed %lld of %lld scores\n", (long long)report.exact_scores, (long long)report.entries);
   expect(memcmp(offsets_again, kept_offsets, sizeof kept_offsets) == 0, "an eviction to keep as many of each head");
   expect(memcmp(tokens_again, tokens, (size_t)report.kept * sizeof tokens[0]) == 0, "an eviction to keep the same tokens");

@@ -193,7 +193,15 @@ void deliver(const lpx_report& from, lpx_report* to) {
   if (to != nullptr) *to = from;
 }
 
-// lpx_select_cache and lpx_compact on a CPU device.
+// lpx_select_cache_workspace, lpx_select_cache and lpx_compact on a CPU device.
+int64_t select_bytes_on_host(const lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
+                             const lpx_select_rule* select_rule) {
+  const CheckedInputs checked_inputs(model, cache, window, score_rule);
+  check_rule(select_rule);
+  const CacheLayout layout(checked_inputs.cache);
+  return model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule);
+}
+
 void select_on_host(lpx_model* model, const lpx_cache* cache, const lpx_window* window, const lpx_score_rule* score_rule,
                     const lpx_select_rule* select_rule, const lpx_selection* out, lpx_report* report, const lpx_call& call) {
   const CheckedInputs checked_inputs(model, cache, window, score_rule);
@@ -494,10 +502,7 @@ lpx_status lpx_select_cache_workspace(const lpx_model* model, const lpx_cache* c
     if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
     if (const auto& cuda = checked(model).cuda; cuda != nullptr)
       return relay(cuda->table, cuda->table.select_cache_workspace(model->cuda_model, cache, window, score_rule, select_rule, bytes));
-    const CheckedInputs checked_inputs(model, cache, window, score_rule);
-    check_rule(select_rule);
-    const CacheLayout layout(checked_inputs.cache);
-    *bytes = model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule);
+    *bytes = select_bytes_on_host(model, cache, window, score_rule, select_rule);
   });
 }
 
@@ -562,11 +567,8 @@ lpx_status lpx_evict_workspace(const lpx_model* model, const lpx_cache* cache, c
     if (bytes == nullptr) fail(LPX_INVALID_ARGUMENT, "bytes is NULL");
     if (const auto& cuda = checked(model).cuda; cuda != nullptr)
       return relay(cuda->table, cuda->table.evict_workspace(model->cuda_model, cache, window, score_rule, select_rule, target, bytes));
-    const CheckedInputs checked_inputs(model, cache, window, score_rule);
-    check_rule(select_rule);
     check_struct(target, "target");
-    const CacheLayout layout(checked_inputs.cache);
-    *bytes = model->open->backend->select_cache_workspace(*checked_inputs.inputs, *layout.layout, *select_rule);
+    *bytes = select_bytes_on_host(model, cache, window, score_rule, select_rule);  // rows move without scratch memory
   });
 }
 

@@ -36,7 +36,7 @@ __device__ inline bool page_fits(const PlaneView& plane, int64_t bytes, int64_t 
 }
 
 // <<<segments of the batch's layers, kPlanThreads>>>: a block a segment, of which the first of a layer puts the layer's description where all kernels
-// look for it (`views`). `arrivals`: to be zero for those that count.
+// look for it (`views`), and the first of all sets the arrivals to zero.
 __global__ void __launch_bounds__(kPlanThreads)
     plan_segments(const __grid_constant__ LayerBatch batch, const __grid_constant__ Geometry g, int first_layer, const int32_t* context_lengths,
                   int64_t row_bytes, LayerView* views, int32_t* lengths, int32_t* contexts) {
