@@ -3,8 +3,8 @@ import { type Policy, policies, Scores, select } from '../../lib/index.js'
 import { Random } from '../support/random.js'
 import { cpu, device, onGpu } from './gpu.js'
 
-/** Scores of a kind: many ties, skewed, narrow, all equal, all zero, negative. */
-const KINDS = ['random', 'ties', 'skewed', 'narrow', 'equal', 'zero', 'negative'] as const
+/** Scores of a kind: many ties, skewed, narrow, all equal, all zero, negative; around both zeros and at the ends of float32. */
+const KINDS = ['random', 'ties', 'skewed', 'narrow', 'equal', 'zero', 'negative', 'extreme'] as const
 
 function draw(random: Random, kind: (typeof KINDS)[number]): number {
   switch (kind) {
@@ -22,6 +22,10 @@ function draw(random: Random, kind: (typeof KINDS)[number]): number {
       return 0
     case 'negative':
       return -random.next()
+    case 'extreme': {
+      const size = [0, random.integer(1, 3) * 2 ** -149, 3e38][random.integer(0, 2)] as number
+      return random.chance(0.5) ? size : -size
+    }
   }
 }
 

@@ -17,7 +17,7 @@
 namespace laprox::cuda {
 
 inline constexpr int kBoundThreads = 256;
-inline constexpr int kBoundBlocks = 3;  // a multiprocessor
+inline constexpr int kBoundBlocks = 4;  // a multiprocessor
 inline constexpr int kMaxBoundGroup = 64;
 
 struct BoundView {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kBoundThreads, kBoundBlocks) find_bounds(const
     const Range range = b.ranges[segment];
     const int begin = (tile - b.tile_start[segment]) * kTile;
     const int end = min(begin + kTile, length);
-    constexpr int kSteps = 4;  // of 64 tokens, under way at once
+    constexpr int kSteps = 2;  // of 64 tokens, under way at once
     for (int step = begin; step < end; step += kSteps * 64) {
       float2 norm[kSteps];
       float2 sum[kSteps];

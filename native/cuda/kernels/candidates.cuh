@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kListThreadsOfTiles, kListBlocks) list_candida
       if (score < 0 && score <= -cut) listed |= 1u << i;
     }
     if (!__any_sync(~0u, listed != 0)) continue;
-    const int count = list_tokens(gathered(listed, lane) & mask_of(lane, 0, length - begin), kTile, lane, list);
+    const int count = list_tokens(gathered(listed, lane) & mask_of(lane, 0, length - begin), lane, list);
     int base = 0;
     if (lane == 0) {
       base = atomicAdd(c.counts + segment, count);

@@ -295,7 +295,7 @@ __device__ inline void emit(const RankView& p, const Pass& pass, const Counts& c
       const int own_allowed = __shfl_sync(~0u, allowed, k);
       int32_t* const to = out.tokens + __shfl_sync(~0u, at, k);
       if (own_allowed > 0) kept |= kept_ties(p, pass, first + k, __shfl_sync(~0u, segment, k), own_first, own_allowed);
-      const int listed = list_tokens(kept, kTile, lane, list);
+      const int listed = list_tokens(kept, lane, list);
       for (int i = lane; i < listed; i += 32) to[i] = own_first + list[i];
       __syncwarp();
     }

@@ -17,6 +17,7 @@ __device__ inline void copy_async_16(uint32_t to, const void* from, bool valid) 
 __device__ inline void copy_async_4(uint32_t to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(to), "l"(from));
 }
+__device__ inline void prefetch(const void* from) { asm volatile("prefetch.global.L1 [%0];\n" ::"l"(from)); }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::); }
 // Waits until at most `N` of the committed groups are under way.
 template <int N>

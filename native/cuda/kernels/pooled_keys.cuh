@@ -219,7 +219,7 @@ struct TileMasks {
 };
 
 // Masks of a tile from comparisons of raw scores, without regard to protection. False where some of them are not finite.
-__device__ inline bool compare_tile(const RankView& p, const Source& source, int begin, int lane, float low, float last, TileMasks& masks) {
+__device__ inline bool compare_tile(const RankView& p, const Source& source, int begin, int lane, uint32_t low, uint32_t last, TileMasks& masks) {
   float4 v[kRuns];
   if (source.aligned && begin + kTile <= source.length) {
     const float4* own = reinterpret_cast<const float4*>(source.own + begin) + lane;
@@ -235,27 +235,21 @@ __device__ inline bool compare_tile(const RankView& p, const Source& source, int
   const bool has_after = lane < p.pool.halo && begin + kTile + lane < source.length;
   if (has_before) before = source.own[begin - 1 - lane];
   if (has_after) after = source.own[begin + kTile + lane];
-  const float infinity = __uint_as_float(0x7f800000u);
-  bool clean = fabsf(before) < infinity && fabsf(after) < infinity;
+  // Zero times what is not finite is not a number.
+  float zeros[4] = {__fmul_rn(before, 0), __fmul_rn(after, 0), 0, 0};
 #pragma unroll
-  for (int i = 0; i < 4 * kRuns; ++i) clean = clean && fabsf(component(v[i / 4], i % 4)) < infinity;
-  if (!__all_sync(~0u, clean)) return false;
-  uint32_t above = 0;
-  uint32_t reach = 0;
-#pragma unroll
-  for (int i = 0; i < 4 * kRuns; ++i) {
-    const float x = component(v[i / 4], i % 4);
-    if (x > last) above |= 1u << i;
-    if (x >= low) reach |= 1u << i;
-  }
+  for (int i = 0; i < 4 * kRuns; ++i) zeros[i % 4] = __fmaf_rn(component(v[i / 4], i % 4), 0, zeros[i % 4]);
+  if (!__all_sync(~0u, (zeros[0] + zeros[1]) + (zeros[2] + zeros[3]) == 0)) return false;
+  const float last_limit = limit_of(last);
+  const float low_limit = low == 0 ? absent_score() : limit_of(low - 1);
   const uint32_t valid = mask_of(lane, 0, source.length - begin);
-  above = gathered(above, lane) & valid;
-  reach = gathered(reach, lane) & valid;
-  const uint32_t above_before = __brev(__ballot_sync(~0u, has_before && before > last));
-  const uint32_t above_after = __ballot_sync(~0u, has_after && after > last);
-  const uint32_t reach_before = __brev(__ballot_sync(~0u, has_before && before >= low));
-  const uint32_t reach_after = __ballot_sync(~0u, has_after && after >= low);
-  masks.above = widen(above, p.pool.halo, above_before, above_after, lane) & valid;
+  const uint32_t over = gathered(above(v, last_limit), lane) & valid;
+  const uint32_t reach = gathered(above(v, low_limit), lane) & valid;
+  const uint32_t over_before = __brev(__ballot_sync(~0u, has_before && before > last_limit));
+  const uint32_t over_after = __ballot_sync(~0u, has_after && after > last_limit);
+  const uint32_t reach_before = __brev(__ballot_sync(~0u, has_before && before > low_limit));
+  const uint32_t reach_after = __ballot_sync(~0u, has_after && after > low_limit);
+  masks.above = widen(over, p.pool.halo, over_before, over_after, lane) & valid;
   masks.inside = widen(reach, p.pool.halo, reach_before, reach_after, lane) & valid & ~masks.above;
   return true;
 }
@@ -339,7 +333,7 @@ __device__ inline uint32_t key_at(const PoolRule& rule, const Source& source, in
 __device__ __noinline__ TileMasks compare_again(const RankView& p, int segment, int begin, uint32_t low, uint32_t last, int lane, float* stage) {
   TileMasks masks{};
   const Source source(p.scores, segment);
-  if (p.pool.narrow() && compare_tile(p, source, begin, lane, score_of(low), score_of(last), masks)) {
+  if (p.pool.narrow() && compare_tile(p, source, begin, lane, low, last, masks)) {
     const uint32_t outside = protected_tokens(RunProtection(p.protection, segment, begin, begin + kTile), source, begin, lane);
     return {masks.above | outside, masks.inside & ~outside};
   }

@@ -383,7 +383,7 @@ __device__ inline void collect(const RankView& p, const Pass& pass, const Run& r
     const uint32_t lowest = min(low, floor_key);
     TileMasks masks{};
     uint32_t outside = 0;  // kept outside the ranking
-    if (narrow && compare_tile(p, source, begin, lane, score_of(lowest), score_of(highest), masks)) {
+    if (narrow && compare_tile(p, source, begin, lane, lowest, highest, masks)) {
       if (begin < guarded_until || begin + kTile > guarded_from) {
         outside = protected_tokens(RunProtection(p.protection, segment, begin, begin + kTile), source, begin, lane);
         masks.above |= outside;
@@ -401,7 +401,7 @@ __device__ inline void collect(const RankView& p, const Pass& pass, const Run& r
     if (!lists) continue;
     p.collected.kept[int64_t{tile} * kTileWords + lane] = masks.above;
     uint16_t* list = reinterpret_cast<uint16_t*>(stage);
-    const int listed = __any_sync(~0u, masks.inside != 0) ? list_tokens(masks.inside, kTile, lane, list) : 0;
+    const int listed = __any_sync(~0u, masks.inside != 0) ? list_tokens(masks.inside, lane, list) : 0;
     if (lane == 0) p.collected.count[tile] = listed;
 #pragma unroll 1
     for (int i = lane; i < listed; i += 32) {
@@ -485,7 +485,7 @@ __device__ inline void refine(const RankView& p, const Pass& pass, const Run& ru
       const TileMasks masks = compare_again(p, segment, begin, low, min(last, floor_key), lane, stage);
       const Source source(p.scores, segment);
       uint16_t* list = reinterpret_cast<uint16_t*>(stage);
-      const int listed_again = list_tokens(masks.inside, kTile, lane, list);
+      const int listed_again = list_tokens(masks.inside, lane, list);
 #pragma unroll 1
       for (int i = lane; i < listed_again; i += 32) {
         const int token = begin + list[i];

@@ -51,25 +51,26 @@ struct BandQueries {
   }
 };
 
-// Products of the rows with the 16 tokens from `token` of a tile: out[group of 8 tokens][half][fragment].
-template <typename T, int D, int Halves>
-__device__ inline void multiply_band(const BandQueries<T, D, Halves>& queries, uint32_t tile, int token, float (&out)[2][Halves][4]) {
+// Products of the rows with tokens of a tile from `token` on: out[group of 8 tokens][half][fragment].
+template <typename T, int D, int Halves, int Groups>
+__device__ inline void multiply_band(const BandQueries<T, D, Halves>& queries, uint32_t tile, int token, float (&out)[Groups][Halves][4]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int group = 0; group < 2; ++group)
+  for (int group = 0; group < Groups; ++group)
 #pragma unroll
     for (int half = 0; half < Halves; ++half)
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[group][half][i] = 0;
 #pragma unroll
   for (int k = 0; k < D / 32; ++k) {
-    uint32_t keys[2][4];
+    uint32_t keys[Groups][4];
 #pragma unroll
-    for (int group = 0; group < 2; ++group) load_matrices(tile + MmaTile<D>::offset(token + group * 8 + lane % 8, k * 4 + lane / 8), keys[group]);
+    for (int group = 0; group < Groups; ++group)
+      load_matrices(tile + MmaTile<D>::offset(token + group * 8 + lane % 8, k * 4 + lane / 8), keys[group]);
 #pragma unroll
     for (int step = 0; step < 2; ++step)
 #pragma unroll
-      for (int group = 0; group < 2; ++group)
+      for (int group = 0; group < Groups; ++group)
 #pragma unroll
         for (int half = 0; half < Halves; ++half)
           multiply_add<T>(out[group][half], queries.fragment[half][2 * k + step], keys[group][2 * step], keys[group][2 * step + 1]);
@@ -325,20 +326,21 @@ __device__ inline void log_sum_mma(const ScanView& v, const Piece& piece, int pa
     copy(tile + Tile::kStages - 1);
     const int first = piece.first + tile * kScanTile;
     const bool edge = first + kScanTile > count || token_of(first) < range.full_begin || token_of(first + kScanTile - 1) >= range.full_end;
-    for (int pair = team; pair < kScanTile / 16; pair += teams) {
-      float products[2][1][4];
-      multiply_band(queries, tiles + tile % Tile::kStages * Tile::kBytes, pair * 16, products);
-      float logits[2][4];  // [row][token]
+    constexpr int kGroups = 4;  // of 8 tokens, multiplied at a time
+    for (int begin = team * kGroups * 8; begin < kScanTile; begin += teams * kGroups * 8) {
+      float products[kGroups][1][4];
+      multiply_band(queries, tiles + tile % Tile::kStages * Tile::kBytes, begin, products);
+      float logits[2][2 * kGroups];  // [row][token]
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) logits[row][c] = products[c / 2][0][row * 2 + c % 2];
+        for (int c = 0; c < 2 * kGroups; ++c) logits[row][c] = products[c / 2][0][row * 2 + c % 2];
         rule.apply(logits[row]);
       }
       if (edge) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const int token = token_of(first + pair * 16 + c / 2 * 8 + lane % 4 * 2 + c % 2);
+        for (int c = 0; c < 2 * kGroups; ++c) {
+          const int token = token_of(first + begin + c / 2 * 8 + lane % 4 * 2 + c % 2);
           const int position = token < 0 ? INT32_MAX : token_position(layer, sequence, kv_head, token);
 #pragma unroll
           for (int row = 0; row < 2; ++row)

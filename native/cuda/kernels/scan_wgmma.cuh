@@ -172,6 +172,12 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
     else
       copier.find(first, range.end);
   };
+  if constexpr (kListed) {
+    for (int i = 0; i < Scan::kStages; ++i) {
+      const int at = first_of(i) + warp * (kScanTile / 4) + lane % (kScanTile / 4);
+      if (i < count && at < listed_count) prefetch(listed + at);
+    }
+  }
   load_panel<T, D, Bands>(v, segment, panel, queries);
   if (For == ScanFor::kSums) {
     if (threadIdx.x < Scan::kRows / 4)
@@ -208,6 +214,25 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
   if (bounds && owns) head_factor = bound_factor(g, layer, segment, head, statistic.bound.singular, statistic.bound.inflation);
   const float scale = For == ScanFor::kAverage || For == ScanFor::kEnergy ? statistic.scale(g, segment, layer.weight) : 1.0f;
   const bool linear = For == ScanFor::kAverage && statistic.aggregation != LPX_AGGREGATE_MAX && statistic.aggregation != LPX_AGGREGATE_RSS;
+  // What is listed, and the norms of that, come from memory: asked for a tile ahead of their use.
+  const auto token_at = [&](int i, int j) {
+    const int at = first_of(i) + warp * 16 + lane / 4 + j * 8;
+    return kListed ? listed_token(at) : at;
+  };
+  const auto norm_of = [&](int token) {
+    return bounds && lane % 4 == 0 && token >= 0 ? value_norm(g, layer, segment, statistic.bound.norms, token) : 0.0f;
+  };
+  int next_token[2];
+  int later_token[2];
+  float next_norm[2];
+  if constexpr (kListed) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      next_token[j] = token_at(0, j);
+      later_token[j] = token_at(1, j);
+      next_norm[j] = norm_of(next_token[j]);
+    }
+  }
   const float2* const references = reinterpret_cast<const float2*>(shared.references) + lane % 4;
   const uint32_t query_matrix = swizzled_matrix(queries);
   float sums[For == ScanFor::kSums ? Bands * 8 : 1];
@@ -232,26 +257,24 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
     copy(i + Scan::kStages - 1);
     find(i + Scan::kStages);
     const int first = first_of(i);
-    int token[2];  // this thread's; negative or not below `range.end`: not there
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int at = first + warp * 16 + lane / 4 + j * 8;
-      token[j] = kListed ? listed_token(at) : at;
-    }
     bool full = first >= range.full_begin && first + kScanTile <= range.full_end;
-    float norm[2] = {};
-    float before[2] = {};  // bounds, as negative scores
+    int token[2];  // this thread's; negative or not below `range.end`: not there
+    float norm[2];
     if constexpr (kListed) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        if (!bounds || lane % 4 != 0 || token[j] < 0) continue;
-        norm[j] = value_norm(g, layer, segment, statistic.bound.norms, token[j]);
-        before[j] = statistic.scores[segment * g.stride + token[j]];
-      }
       full = true;
 #pragma unroll
-      for (int j = 0; j < 2; ++j) full = full && (token[j] < 0 || (token[j] >= range.full_begin && token[j] < range.full_end));
+      for (int j = 0; j < 2; ++j) {
+        token[j] = next_token[j];
+        norm[j] = next_norm[j];
+        next_token[j] = later_token[j];
+        next_norm[j] = norm_of(next_token[j]);
+        later_token[j] = token_at(i + 2, j);
+        full = full && (token[j] < 0 || (token[j] >= range.full_begin && token[j] < range.full_end));
+      }
       full = __all_sync(0xffffffffu, full);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) token[j] = token_at(i, j);
     }
     wait_products<0>(c);
 
@@ -325,8 +348,7 @@ __device__ inline void scan_piece(const ScanView& v, const StatisticView& statis
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         // What no row sees has a bound as tight as can be.
-        if (lane % 4 == 0 && at >= range.begin && at < range.end)
-          statistic.scores[segment * g.stride + at] = fmaxf(negated_bound(norm[i], sum), before[i]);
+        if (lane % 4 == 0 && at >= range.begin && at < range.end) statistic.scores[segment * g.stride + at] = negated_bound(norm[i], sum);
       } else if constexpr (For == ScanFor::kSums || For == ScanFor::kRoots) {
         if (roots != nullptr && at >= 0 && at < range.end) roots[int64_t{at} * heads] = root_of_squares(total);
       } else {

@@ -189,6 +189,9 @@ __device__ inline float score_of(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
+// What a finite score is above just where its key is above `key`. Never -0, whose key no score has.
+__device__ inline float limit_of(uint32_t key) { return score_of(key == 0x7fffffffu ? key - 1 : key); }
+
 __device__ inline float component(float4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 __device__ inline bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 __device__ inline float absent_score() { return __uint_as_float(kMinusInfinity); }
@@ -215,8 +218,20 @@ __device__ inline uint32_t bits_between(int from, int until) {
 // Bits of a lane's word whose tokens are in [begin, end) of the tile.
 __device__ inline uint32_t mask_of(int lane, int begin, int end) { return bits_between(begin - lane * 32, end - lane * 32); }
 
-// Tokens of a mask, a word a lane, as a list of a warp in shared memory: at most `slots` of them. Returns how many there are.
-__device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* list) {
+// Bit i: number i, finite, is above `limit`, which is not -0. By the sign of the difference: additions have twice as many lanes as comparisons and
+// bit operations.
+__device__ inline uint32_t above(const float4 (&numbers)[8], float limit) {
+  uint32_t half[2] = {0, 0};
+#pragma unroll
+  for (int i = 15; i >= 0; --i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) half[h] = __funnelshift_l(__float_as_uint(__fsub_rn(limit, component(numbers[4 * h + i / 4], i % 4))), half[h], 1);
+  return half[1] << 16 | half[0];
+}
+
+// Tokens of a mask, a word a lane, as a list of a warp in shared memory. Returns how many there are. Word by word or token by token of a lane,
+// whichever has fewer rounds: tokens that were pooled lie together.
+__device__ inline int list_tokens(uint32_t word, int lane, uint16_t* list) {
   const int own = __popc(word);
   int before = own;
 #pragma unroll
@@ -226,9 +241,20 @@ __device__ inline int list_tokens(uint32_t word, int slots, int lane, uint16_t* 
   }
   const int total = __shfl_sync(~0u, before, 31);
   before -= own;
+  uint32_t words = __ballot_sync(~0u, word != 0);
   __syncwarp();
+  if (__popc(words) < static_cast<int>(__reduce_max_sync(~0u, static_cast<unsigned>(own)))) {
 #pragma unroll 1
-  for (; word != 0 && before < slots; word &= word - 1) list[before++] = static_cast<uint16_t>(lane * 32 + __ffs(static_cast<int>(word)) - 1);
+    for (; words != 0; words &= words - 1) {
+      const int w = __ffs(static_cast<int>(words)) - 1;
+      const uint32_t tokens = __shfl_sync(~0u, word, w);
+      const int at = __shfl_sync(~0u, before, w) + __popc(tokens & ((1u << lane) - 1));
+      if (tokens >> lane & 1) list[at] = static_cast<uint16_t>(w * 32 + lane);
+    }
+  } else {
+#pragma unroll 1
+    for (; word != 0; word &= word - 1) list[before++] = static_cast<uint16_t>(lane * 32 + __ffs(static_cast<int>(word)) - 1);
+  }
   __syncwarp();
   return total;
 }

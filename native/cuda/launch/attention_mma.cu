@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/kernels/scan_mma.cuh"
 #include "cuda/launch/attention.hpp"
 
@@ -6,7 +8,7 @@ namespace {
 
 // Warps that share a band's tokens.
 int scan_teams(const ScanView& v) { return v.panel_bands <= 2 ? 2 : 1; }
-int log_sum_teams(const ScanView& v) { return kLogSumWarps / 2 / v.panel_bands; }  // of two warps a band
+int log_sum_teams(const ScanView& v) { return std::min(kLogSumWarps / 2 / v.panel_bands, 2); }  // of two warps a band, each with half of a tile
 
 template <typename T, int D>
 struct Kernels {
