@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -83,11 +84,12 @@ class Timer {
 
   int runs() const { return runs_; }
 
-  // Fewer runs of what takes longer than 20 ms, and fewer still beyond a tenth of a second.
+  // After a rest. Fewer runs of what takes longer than 20 ms, and fewer still beyond a tenth of a second.
   template <typename F>
   Timing operator()(F work) {
     std::vector<double> device;
     std::vector<double> host;
+    rest();
     once(work, device, host);
     once(work, device, host);
     const double slow = device.back();
@@ -96,6 +98,13 @@ class Timer {
     host.clear();
     for (int i = 0; i < runs; i++) once(work, device, host);
     return {quantile(device, 0.5), quantile(device, 0.1), quantile(device, 0.9), quantile(host, 0.5), runs};
+  }
+
+  // Lets the card cool down from what it did before, so that a figure does not depend on which others were taken first: at the power cap, and
+  // some hundreds of milliseconds beyond it, clocks are lower.
+  void rest() {
+    check(cudaStreamSynchronize(stream_), "what ran before");
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
   }
 
   // Overwrites the second level cache. Writes twice what it takes, so that the host is well ahead when that is done.
@@ -162,7 +171,7 @@ class Captured {
   // All of it, to be launched.
   cudaGraphExec_t whole() { return instantiate(graph_); }
 
-  // Microseconds of each node in its place, of each run; nodes one after the other, without the overlap that they have elsewhere.
+  // Microseconds of each node in its place, of each run after a rest; nodes one after the other, without the overlap that they have elsewhere.
   std::vector<std::vector<double>> profile(Timer& timer, int runs) {
     cudaGraph_t copy = nullptr;
     check(cudaGraphClone(&copy, graph_), "cudaGraphClone");
@@ -185,6 +194,7 @@ class Captured {
     }
     cudaGraphExec_t run = instantiate(copy);
     std::vector<std::vector<double>> times(nodes.size());
+    timer.rest();
     for (int i = 0; i < runs; i++) {
       timer.flush();
       check(cudaGraphLaunch(run, stream_), "cudaGraphLaunch");

@@ -77,6 +77,8 @@ class Timer:
         return begin.elapsed_time(end) * 1e3
 
     def __call__(self, work):
+        torch.cuda.synchronize()
+        time.sleep(0.5)  # as bench/native/gpu_timing.cuh lets the card rest
         self.once(work)
         slow = self.once(work)
         runs = self.runs if slow < 20e3 else max(3, self.runs // 3) if slow < 100e3 else 3
