@@ -1,6 +1,6 @@
 """What laprox computes, written in PyTorch as one would today, timed on the same GPU. Prints lines of JSON.
 
-python3 bench/peers/torch_peers.py [--models a,b] [--tokens 8192,131072] [--runs 30] [--seconds 80]
+python3 bench/peers/torch_peers.py [--models a,b] [--tokens 8192,131072] [--runs 30] [--seconds 150]
 
 Scores go layer by layer: a whole model's logits would not fit. Few layers are timed and scaled to all, which the lines say.
 Compiled variants come last, largest sizes first, for as long as --seconds lasts.
@@ -169,7 +169,7 @@ def main():
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--tokens", default="8192,32768,131072")
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=80)
+    parser.add_argument("--seconds", type=float, default=150)
     options = parser.parse_args()
     begin = time.monotonic()
     left = lambda: options.seconds - (time.monotonic() - begin)
