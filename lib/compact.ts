@@ -16,7 +16,7 @@ import { alignedRows, allocate, allocateUnset, byteExtent, contiguousRows, locat
 import { type Device, handleOf } from './device.js'
 import { startWork } from './enqueue.js'
 import { LaproxError, suggest } from './errors.js'
-import { allocateOn, DeviceMemory } from './memory.js'
+import { allocateOn, arrayIn, DeviceMemory } from './memory.js'
 import { deviceNumbers, type Held, type NativeHandle, native, type Section, SectionWriter, stage } from './native.js'
 import { type Selection, selectionOn } from './selection.js'
 import { elementBytes, onDevice, placeOf, Tensor, type TensorDataMap } from './tensor.js'
@@ -539,7 +539,7 @@ function shapeOf({
 function newTensor<T extends 'float32' | 'float16' | 'bfloat16' | 'int32'>(type: T, dims: readonly number[], at: string): Tensor<T> {
   const array = { float32: Float32Array, float16: Uint16Array, bfloat16: Uint16Array, int32: Int32Array }[type]
   const size = dims.reduce((product, dim) => product * dim, 1)
-  return new Tensor(type, new array(allocateUnset(size * array.BYTES_PER_ELEMENT, at)) as never, dims)
+  return new Tensor(type, arrayIn<ArrayBufferView>(array, size, (bytes) => allocateUnset(bytes, at)) as never, dims)
 }
 
 /** Rows [begin, end) as a tensor whose data begins there. */

@@ -76,3 +76,23 @@ export function checkPointer(pointer: unknown, at: string, alignment: number): n
   }
   return address
 }
+
+const cacheLine = 64
+/** Bytes from which on it matters where an array lies. */
+const large = 1 << 22
+
+interface ArrayType<T> {
+  new (buffer: ArrayBuffer, byteOffset: number, length: number): T
+  readonly BYTES_PER_ELEMENT: number
+}
+
+/**
+ * A typed array in memory that `allocate` finds for it, of which nothing has been written. A large one begins at a cache line, and lies on huge
+ * pages where the system gives them.
+ */
+export function arrayIn<T>(array: ArrayType<T>, length: number, allocate: (bytes: number) => ArrayBuffer): T {
+  const bytes = length * array.BYTES_PER_ELEMENT
+  if (bytes < large) return new array(allocate(bytes), 0, length)
+  const buffer = allocate(bytes + cacheLine)
+  return new array(buffer, native().settle(buffer), length)
+}

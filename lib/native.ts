@@ -6,7 +6,7 @@ import { LaproxError } from './errors.js'
 import { elementBytes, placeOf, type Tensor } from './tensor.js'
 
 /** Raised with every change of the functions, their arguments or a section's numbers: native/addon/addon.cpp has the same number. */
-const bindingVersion = 3
+const bindingVersion = 4
 /** LAPROX_ABI_VERSION of native/include/laprox/laprox.h. */
 const abiVersion = 2
 
@@ -135,6 +135,8 @@ export interface Native {
   upload<T>(device: NativeHandle, streams: Float64Array, handle: NativeHandle | number, bytes: number, held: Held<T>): Promise<T>
   /** held[0] gets `data`. */
   download<T extends { data?: ArrayBuffer }>(device: NativeHandle, streams: Float64Array, address: number, bytes: number, held: Held<T>): Promise<T>
+  /** Asks for huge pages for memory that nobody has written yet. Returns the offset of its first cache line. */
+  settle(buffer: ArrayBuffer): number
 }
 
 /** The stages of {@link Native.enqueue}. */

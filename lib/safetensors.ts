@@ -116,7 +116,7 @@ export async function readSafetensors(path: string | URL, options: ReadSafetenso
       tensors.set(entry.name, tensor)
       const { data } = tensor
       for (let done = 0; done < data.byteLength; done += batchBytes) {
-        const part = new Uint8Array(data.buffer, done, Math.min(batchBytes, data.byteLength - done))
+        const part = new Uint8Array(data.buffer, data.byteOffset + done, Math.min(batchBytes, data.byteLength - done))
         const at = dataBegin + entry.begin + done
         if (at !== end || end - begin + part.length > batchBytes || batch.length === batchBuffers) {
           throwIfAborted(signal)

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, it } from 'vitest'
-import { compact, Device, type KvCache, type Policy, policies, Scores, type Selection, select, Tensor } from '../lib/index.js'
+import { compact, Device, KvCache, type Policy, policies, Scores, type Selection, select, Tensor } from '../lib/index.js'
 import { maskedOutputs, outputs } from './oracle/compact.js'
 import type { Problem } from './oracle/problem.js'
 import { buildCache, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS, tensor } from './support/build.js'
@@ -101,6 +101,50 @@ function makePages({ shape }: Setting, pageSize: number, pages: number, pools: 1
 }
 
 const pagesFor = (kept: readonly number[][], pageSize: number): number[] => kept.map(({ length }) => Math.ceil(length / pageSize))
+
+it.each([
+  ['whole cache lines', 64, 0],
+  ['whole cache lines, begun anywhere', 64, 8],
+  ['parts of cache lines', 40, 0],
+  ['parts of them, begun between vectors', 40, 2],
+])('more rows than a processor caches are moved past its caches: %s', async (_, headDim, shift) => {
+  const [tokens, pageSize] = [9000, 16]
+  using baseline = await Device.open('cpu', { threads: 2, instructionSet: 'baseline' })
+  const random = new Random(headDim + shift)
+  // Tensors that begin `shift` numbers behind a cache line.
+  const at = (dims: number[]): Tensor => {
+    const size = dims.reduce((a, b) => a * b)
+    return new Tensor('float32', Tensor.zeros('float32', [2 ** 20 + size]).data.subarray(shift, shift + size), dims)
+  }
+  const [keys, values] = [at([2, tokens, headDim]), at([2, tokens, headDim])]
+  for (const { data } of [keys, values]) for (let i = 0; i < data.length; i++) data[i] = random.next()
+  const of = (device: Device) => KvCache.from(device, { keys: [keys], values: [values] })
+  const scores = Scores.from({
+    layers: 1,
+    kvHeads: 2,
+    lengths: [tokens, tokens],
+    data: Float32Array.from({ length: 2 * tokens }, () => random.next()),
+  })
+  const selection = await select(scores, { ...policies.laprox({ keep: 0.9 }), pooling: { kind: 'none' } }, { device })
+  const count = selection.counts.reduce((sum, rows) => sum + Math.ceil(rows / pageSize), 0)
+  const dims = [count, pageSize, headDim]
+  const pages = () => ({ keys: [at(dims)], values: [at(dims)], freePages: Int32Array.from(random.shuffled(Array(count).keys())) })
+  const results = [
+    await compact(of(device), selection),
+    await compact(of(device), selection, { target: 'pages', ...pages() }),
+    await compact(of(baseline), selection, { target: 'pages', ...pages() }),
+  ]
+  for (const head of [0, 1]) {
+    const kept = [...selection.kept(0, 0, head)]
+    const rows = (data: ArrayLike<number>) => kept.map((t) => Array.from({ length: headDim }, (__, i) => data[(head * tokens + t) * headDim + i]!))
+    for (const result of results) {
+      const moved = readRows(result, 0, 0, head)
+      expect(moved.keys).toEqual(rows(keys.data as Float32Array))
+      expect(moved.values).toEqual(rows(values.data as Float32Array))
+      expect(moved.positions).toEqual(kept)
+    }
+  }
+})
 
 describe.each(NAMED)('a %s cache', (_, layout) => {
   it('is compacted to ragged rows, and leaves itself as it was', async () => {

@@ -55,7 +55,7 @@ function bytesOf(tensor: Tensor): Buffer {
 /** A tensor of some type whose bytes count up. */
 function counting(type: TensorType, dims: readonly number[]): Tensor {
   const tensor = Tensor.zeros(type, dims)
-  const bytes = new Uint8Array(tensor.data.buffer)
+  const bytes = new Uint8Array(tensor.data.buffer, tensor.data.byteOffset, tensor.data.byteLength)
   for (let i = 0; i < bytes.length; i++) bytes[i] = i * 7 + 1
   return tensor
 }

@@ -62,6 +62,16 @@ describe('Tensor', () => {
     expect(new Tensor('int32', new Int32Array(5), [0], { offset: 5 }).size).toBe(0)
   })
 
+  it('makes large zeros that are as long as asked for', () => {
+    for (const size of [2 ** 19 - 1, 2 ** 19, 2 ** 20 + 1]) {
+      const { data } = Tensor.zeros('float64', [size])
+      expect(data.length).toBe(size)
+      expect(data.every((x) => x === 0)).toBe(true)
+      data.fill(1)
+      expect(data.buffer.byteLength - data.byteOffset).toBeGreaterThanOrEqual(8 * size)
+    }
+  })
+
   it('makes zeros of every type', () => {
     for (const type of tensorTypes) {
       const tensor = Tensor.zeros(type, [2, 3])

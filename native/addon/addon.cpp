@@ -13,7 +13,7 @@ namespace laprox::addon {
 namespace {
 
 // Raised with every change of the functions, their arguments or a section's numbers: lib/native.ts has the same number.
-constexpr int kBindingVersion = 3;
+constexpr int kBindingVersion = 4;
 
 // (LaproxError): the class that native errors are made of.
 Napi::Value initialize(const Napi::CallbackInfo& info) {
@@ -65,6 +65,7 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   add<free_memory>(exports, "freeMemory", environment);
   add<upload>(exports, "upload", environment);
   add<download>(exports, "download", environment);
+  add<settle>(exports, "settle", environment);
   return exports;
 }
 

@@ -34,5 +34,6 @@ Napi::Value allocate_memory(const Napi::CallbackInfo& info);
 Napi::Value free_memory(const Napi::CallbackInfo& info);
 Napi::Value upload(const Napi::CallbackInfo& info);
 Napi::Value download(const Napi::CallbackInfo& info);
+Napi::Value settle(const Napi::CallbackInfo& info);
 
 }  // namespace laprox::addon

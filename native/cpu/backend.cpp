@@ -163,7 +163,7 @@ void CpuBackend::fidelity(const FidelityInputs& inputs, double* out, const lpx_c
 int64_t CpuBackend::compact_workspace(const Cache&, const lpx_selection&, const lpx_compaction&) { return 0; }
 
 void CpuBackend::compact(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, const lpx_call&) {
-  cpu::compact(pool_, cache, selection, target);
+  cpu::compact(pool_, kernels_, cache, selection, target);
 }
 
 }  // namespace cpu

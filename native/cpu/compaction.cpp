@@ -3,10 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "core/compaction.hpp"
 
 namespace laprox::cpu {
@@ -14,41 +10,11 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 1024;
 constexpr int64_t kStreamedBytes = INT64_C(1) << 20;  // of keys: more would push everything else out of the caches
-// Kept rows lie too far apart for the hardware to foresee. So many rows before it is moved a row is asked for, and one line of it
-// earlier still: that finds its page.
-constexpr int64_t kAhead = 4;
-constexpr int64_t kFarAhead = 24;
+// Kept rows lie too far apart for the hardware to foresee: a row is asked for so many rows before it is moved, for one use.
+constexpr int64_t kAhead = 24;
 
 void prefetch(const std::byte* row, size_t bytes) {
-  for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
-}
-
-// Copies past the caches: what is written once and not read soon need not be fetched before it is overwritten.
-void stream(std::byte* to, const std::byte* from, size_t bytes) {
-#if defined(__SSE2__)
-  if (reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 64 == 0) {
-    for (size_t byte = 0; byte < bytes; byte += 64) {
-      const auto* source = reinterpret_cast<const __m128i*>(from + byte);
-      auto* target = reinterpret_cast<__m128i*>(to + byte);
-      const __m128i a = _mm_loadu_si128(source);
-      const __m128i b = _mm_loadu_si128(source + 1);
-      const __m128i c = _mm_loadu_si128(source + 2);
-      const __m128i d = _mm_loadu_si128(source + 3);
-      _mm_stream_si128(target, a);
-      _mm_stream_si128(target + 1, b);
-      _mm_stream_si128(target + 2, c);
-      _mm_stream_si128(target + 3, d);
-    }
-    return;
-  }
-#endif
-  std::memcpy(to, from, bytes);
-}
-
-void end_of_stream() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
+  for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 0);
 }
 
 // One kind of row on its way from the cache to where it is kept.
@@ -68,8 +34,8 @@ Rows target_rows(const lpx_plane& plane, lpx_cache_layer layer, const int32_t* t
 
 class Move {
  public:
-  Move(const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, int64_t index)
-      : cache_(cache),
+  Move(const Kernels& kernels, const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, int64_t index)
+      : kernels_(kernels),
         segment_(cache.segments().at(index)),
         tokens_(selection.tokens + selection.offsets[index]),
         streamed_(target.target != LPX_TO_IN_PLACE && selection.offsets[cache.segments().count()] * cache.row_bytes() > kStreamedBytes) {
@@ -108,24 +74,29 @@ class Move {
   void rows(int64_t begin, int64_t end) const {
     for (int p = 0; p < plane_count_; ++p) {
       const Plane& plane = planes_[p];
+      const std::byte* next[kAhead];
+      const auto ask = [&](int64_t i) {
+        next[i % kAhead] = plane.from(tokens_[i]);
+        prefetch(next[i % kAhead], plane.row_bytes);
+      };
+      for (int64_t i = begin; i < std::min(begin + kAhead, end); ++i) ask(i);
       for (int64_t i = begin; i < end; ++i) {
-        if (i + kFarAhead < end) __builtin_prefetch(plane.from(tokens_[i + kFarAhead]));
-        if (i + kAhead < end) prefetch(plane.from(tokens_[i + kAhead]), plane.row_bytes);
+        const std::byte* from = next[i % kAhead];
         std::byte* to = plane.to(i);
-        const std::byte* from = plane.from(tokens_[i]);
         if (streamed_)
-          stream(to, from, plane.row_bytes);
+          kernels_.stream(to, from, static_cast<int64_t>(plane.row_bytes));
         else if (to != from)
           std::memcpy(to, from, plane.row_bytes);
+        if (i + kAhead < end) ask(i + kAhead);
       }
     }
-    if (streamed_) end_of_stream();
+    if (streamed_) kernels_.end_stream();
     if (!has_fresh_positions_) return;
-    for (int64_t i = begin; i < end; ++i) *reinterpret_cast<int32_t*>(fresh_positions_(i)) = cache_.position(segment_, tokens_[i]);
+    for (int64_t i = begin; i < end; ++i) *reinterpret_cast<int32_t*>(fresh_positions_(i)) = tokens_[i];
   }
 
  private:
-  const Cache& cache_;
+  const Kernels& kernels_;
   Segment segment_;
   const int32_t* tokens_;
   Plane planes_[4];
@@ -171,12 +142,12 @@ void list_freed_pages(const Cache& cache, const lpx_selection& selection, const 
 
 }  // namespace
 
-void compact(Pool& pool, const Cache& cache, const lpx_selection& selection, const lpx_compaction& target) {
+void compact(Pool& pool, const Kernels& kernels, const Cache& cache, const lpx_selection& selection, const lpx_compaction& target) {
   const int64_t segments = cache.segments().count();
   if (target.target == LPX_TO_PAGES) take_pages(cache, selection, target);
   if (target.target == LPX_TO_IN_PLACE) {
     // Rows move towards the front, so one thread a segment walks forward.
-    pool.run(segments, [&](int64_t i, int) { Move(cache, selection, target, i).rows(0, selection.offsets[i + 1] - selection.offsets[i]); });
+    pool.run(segments, [&](int64_t i, int) { Move(kernels, cache, selection, target, i).rows(0, selection.offsets[i + 1] - selection.offsets[i]); });
     if (target.freed_pages != nullptr) list_freed_pages(cache, selection, target);
   } else {
     std::vector<std::pair<int64_t, int64_t>> tasks;
@@ -185,7 +156,7 @@ void compact(Pool& pool, const Cache& cache, const lpx_selection& selection, con
     pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t task, int) {
       const auto [segment, first] = tasks[static_cast<size_t>(task)];
       const int64_t kept = selection.offsets[segment + 1] - selection.offsets[segment];
-      Move(cache, selection, target, segment).rows(first, std::min(first + kRowsPerTask, kept));
+      Move(kernels, cache, selection, target, segment).rows(first, std::min(first + kRowsPerTask, kept));
     });
   }
   if (target.lengths == nullptr) return;

@@ -122,6 +122,10 @@ struct Kernels {
   int64_t (*pick)(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most, int32_t* out);
   // out[i][j] = sum over k of a[k][i] * b[k][j]: a block of 8 x 8 in double.
   void (*gram)(const double* a, const double* b, int depth, double* out);
+  // Copies past the caches, where `to` and the bytes are aligned: what is written once and not read soon need not be fetched before it is
+  // overwritten, and pushes nothing out. Others see it after end_stream().
+  void (*stream)(void* to, const void* from, int64_t bytes);
+  void (*end_stream)();
 };
 
 const Kernels& baseline_kernels();

@@ -14,6 +14,8 @@
 
 #if LPX_LANES == 16
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace laprox::cpu {
@@ -695,6 +697,34 @@ int64_t pick(const uint32_t* keys, int64_t count, uint32_t least, uint32_t most,
   return pick_of<true>(keys, count, least, most, out);
 }
 
+// ------------------------------------------------------------------ rows out
+
+void stream(void* to, const void* from, int64_t bytes) {
+  [[maybe_unused]] auto* target = static_cast<std::byte*>(to);
+  [[maybe_unused]] const auto* source = static_cast<const std::byte*>(from);
+#if LPX_LANES == 16
+  if (reinterpret_cast<uintptr_t>(to) % 64 == 0 && bytes % 64 == 0) {
+    for (int64_t byte = 0; byte < bytes; byte += 64)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(target + byte), _mm512_loadu_si512(source + byte));
+    return;
+  }
+#endif
+#if defined(__SSE2__)
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0) {
+    for (int64_t byte = 0; byte < bytes; byte += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target + byte), _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + byte)));
+    return;
+  }
+#endif
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 }  // namespace LPX_NAMESPACE
 
 const Kernels& LPX_KERNELS() {
@@ -708,6 +738,7 @@ const Kernels& LPX_KERNELS() {
       isa::removal,    isa::add_outputs,    isa::norms,
       isa::magnitudes, isa::upper_bounds,   isa::pool_keys,
       isa::pick_keys,  isa::pick,           isa::gram,
+      isa::stream,     isa::end_stream,
   };
   return kernels;
 }
