@@ -56,7 +56,8 @@ it('refuses a library of another version', async () => {
 
 it('fails alike in whatever needs it, and leaves the rest of the package usable', async () => {
   await load(join(folder, 'nowhere.node'))
-  const { Device, policies, Scores, select } = await import('../lib/index.js')
+  const { Device, policies, Scores, select, Tensor } = await import('../lib/index.js')
+  expect(Tensor.zeros('float64', [2 ** 20]).data.length).toBe(2 ** 20)
   const policy = policies.laprox({ keep: 0.5, sinks: 0, recent: 0, pooling: { kind: 'none' } })
   const scores = Scores.from({ layers: 1, kvHeads: 1, lengths: [2], data: Float32Array.of(1, 2) })
   await expect(Device.open()).rejects.toMatchObject({ code: 'NATIVE_MISSING' })

@@ -36,10 +36,10 @@ class Move {
  public:
   Move(const Kernels& kernels, const Cache& cache, const lpx_selection& selection, const lpx_compaction& target, int64_t index)
       : kernels_(kernels),
-        segment_(cache.segments().at(index)),
         tokens_(selection.tokens + selection.offsets[index]),
         streamed_(target.target != LPX_TO_IN_PLACE && selection.offsets[cache.segments().count()] * cache.row_bytes() > kStreamedBytes) {
-    const lpx_cache_layer& from = cache.layer(segment_.layer);
+    const Segment segment = cache.segments().at(index);
+    const lpx_cache_layer& from = cache.layer(segment.layer);
     lpx_cache_layer to = from;
     const int32_t* table = nullptr;
     int64_t first = 0;
@@ -48,12 +48,12 @@ class Move {
       to.page_size = INT32_MAX;
       first = selection.offsets[index];
     } else if (target.target == LPX_TO_PAGES) {
-      to = target.layer[segment_.layer];
+      to = target.layer[segment.layer];
       table = target.page_table + index * target.table_width;
     }
     const auto add = [&](const lpx_plane& source, lpx_plane plane, size_t bytes) {
       if (source.data == nullptr || plane.data == nullptr) return;
-      const Rows rows(source, from, segment_.sequence, segment_.head);
+      const Rows rows(source, from, segment.sequence, segment.head);
       plane.data = static_cast<std::byte*>(plane.data) + first * plane.token_stride;
       planes_[plane_count_++] = {rows, target.target == LPX_TO_IN_PLACE ? rows : target_rows(plane, to, table), bytes};
     };
@@ -97,7 +97,6 @@ class Move {
 
  private:
   const Kernels& kernels_;
-  Segment segment_;
   const int32_t* tokens_;
   Plane planes_[4];
   int plane_count_ = 0;
