@@ -12,7 +12,7 @@ export interface CallOptions {
    * and what it would have written to (pages of a pool) may still be written to.
    */
   readonly signal?: AbortSignal | undefined
-  /** Called now and then, at most 20 times a second, with the share of the work that is done, and with 1 at the end. What it throws ends the call. */
+  /** Called now and then, at most 20 times a second, with the share of the work that is done, and with 1 at the end. What it throws ends the call, which rejects with it. */
   readonly progress?: ((done: number) => void) | undefined
   /**
    * GPU: the `cudaStream_t` that everything is put on, or one of CUDA's two default streams by name. Default: the device's own,
@@ -79,6 +79,7 @@ async function callWith<T>(owner: Device, options: CallOptions, start: (hooks: H
   try {
     const result = await start({ progress: progress === undefined ? undefined : report, flag, streams })
     report(1)
+    if (thrown !== undefined) throw thrown.error // too late to end the work
     return result
   } catch (error) {
     if (signal?.aborted && error instanceof LaproxError && error.code === 'ABORTED') throwIfAborted(signal)

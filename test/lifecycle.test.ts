@@ -242,6 +242,16 @@ describe('progress', () => {
     await expect(score(model, cache, window, policy, { progress })).rejects.toBe(error)
     device.dispose()
   })
+
+  it('that throws when all is done rejects the call as well', async () => {
+    const { device, model, cache, window, policy } = await setUp(SHORT)
+    const error = new Error('no more')
+    const progress = (done: number): void => {
+      if (done === 1) throw error
+    }
+    await expect(score(model, cache, window, policy, { progress })).rejects.toBe(error)
+    device.dispose()
+  })
 })
 
 describe('a buffer that is detached', () => {
