@@ -1,12 +1,18 @@
 // Softmax attention of the window on a cache: its log-sum-exp, and the scan that finds it.
 //
 // scan: one product of all keys with all query rows. With b a reference point for each row (the log-sum-exp over a small
-// sample of the keys), e = exp(s - b) gives lse = b + log(sum of e) and, with sums of e^2 over groups of rows, an upper bound
-// of every ||a_h[:, i]||: a = e * exp(b - lse). All of it in base 2. A row whose sum outgrows the reference is scanned again from all tokens.
+// sample of the keys), e = exp(s - b) gives lse = b + log(sum of e), and attention a = e * exp(b - lse). All of it in base 2. For upper
+// bounds of every ||a_h[:, i]|| the scan keeps e in 16 bits until the log-sum-exp is known. A row whose sum outgrows the reference is
+// scanned again from all tokens.
+//
+// Segments are scanned in waves. Those of a wave share a place for what the scan leaves; there are a few such places, and a thread that has
+// nothing to do in one wave begins the next.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <latch>
 
 #include "core/backend.hpp"
 #include "cpu/pool.hpp"
@@ -23,24 +29,20 @@ static_assert(kBlock % kScanTile == 0 && kBlock % kTile == 0, "a task has whole 
 // Asks for rows that the next tile will read, while this one is computed.
 void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes);
 
-// Consecutive segments that are scanned together, and what the scan left for each.
-struct Wave {
-  int64_t first;
-  int64_t last;
-};
-
 // What wants to know of the scan.
 struct Observer {
   std::function<void(int64_t segment, int32_t first, int count)> tile;  // by the thread that scans it, before it does
-  std::function<void(const Wave&)> wave;                                // while `squares` of its segments are there
+  // Tokens [begin, end) of a segment whose log-sum-exps are known, while `kept` of it is there.
+  std::function<void(int64_t segment, int32_t begin, int32_t end, Scratch& scratch)> scanned;
 };
 
 class Attention {
  public:
-  Attention(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads);
+  // `observed`: run() may have an observer.
+  Attention(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed);
 
   // Packs queries and finds the log-sum-exp of all rows.
-  void run(Pool& pool, const Kernels& kernels, std::vector<Scratch>& scratch, Progress& progress, const Observer* observer = nullptr);
+  void run(Pool& pool, std::vector<Scratch>& scratch, Progress& progress, const Observer* observer = nullptr);
 
   // Units of progress that run() advances by.
   int64_t work() const { return inputs_.cache.entries(); }
@@ -51,22 +53,23 @@ class Attention {
   int existing_rows(Segment s) const { return queries_.existing_rows(s); }
 
   // Attention of every row on `count` tokens, ascending: fills scratch.logits.
-  void attend(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
-    queries_.attend(kernels, segment, tokens, count, log_sums(segment), residuals(segment), scratch);
+  void attend(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
+    queries_.attend(kernels_, segment, tokens, count, log_sums(segment), residuals(segment), scratch);
   }
 
-  // For upper bounds: sums of squares of a segment of the current wave, layout().squares() of each token, and how much each group
-  // of rows has to be multiplied by.
-  const float* squares(int64_t segment) const { return squares_ + square_offsets_[static_cast<size_t>(segment)]; }
-  void inflation(int64_t segment, float* out) const;
+  // For an observer, of the segment that it is told: what the scan kept, layout().kept() of each token, and what each packed row has to be
+  // multiplied by to be no less than its attention.
+  const uint32_t* kept(int64_t segment) const { return kept_ + kept_offsets_[static_cast<size_t>(segment)]; }
+  const float* weights(int64_t segment) const { return weights_ + segment * layout().count(); }
 
  private:
   bool given(int64_t segment) const { return inputs_.window->has_lse(inputs_.cache.segments().at(segment).layer); }
-  void prepare(const Kernels& kernels, int64_t segment, Scratch& scratch);
-  void reference_from(const Kernels& kernels, int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
-  void reference_from_all(const Kernels& kernels, int64_t segment, Scratch& scratch);
-  void scan_block(const Kernels& kernels, int64_t segment, int64_t block, Scratch& scratch, const Observer* observer);
-  void finish(const Kernels& kernels, int64_t segment, Scratch& scratch);
+  void prepare(int64_t segment, Scratch& scratch);
+  void reference_from(int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
+  void reference_from_all(int64_t segment, Scratch& scratch);
+  void scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer, bool again = false);
+  void finish(int64_t segment, Scratch& scratch, const Observer* observer);
+  void weigh(int64_t segment);
   int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }
   float* references(int64_t segment) const { return references_ + segment * all_rows(); }
   float* residuals(int64_t segment) const { return residuals_ + segment * all_rows(); }
@@ -74,16 +77,25 @@ class Attention {
   float* log_sums(int64_t segment) const { return log_sums_ + segment * all_rows(); }
   int all_rows() const { return heads() * rows(); }
 
+  // Consecutive segments that share a place.
+  struct Wave {
+    int64_t first;
+    int64_t last;
+  };
+
   const ScoreInputs& inputs_;
+  const Kernels& kernels_;
   Queries queries_;
   std::vector<Wave> waves_;
-  std::vector<int64_t> square_offsets_;   // [segments] in the wave's buffers
+  size_t places_;
+  std::vector<int64_t> kept_offsets_;     // [segments]
   std::vector<int64_t> partial_offsets_;  // [segments]
   float* references_;                     // [segments][R * m]: b
   float* log_sums_;                       // [segments][R * m]; +inf for rows that do not exist or see nothing
   float* residuals_;                      // [segments][R * m]: what log_sums_ leaves out
-  float* squares_;
-  double* partials_;  // [blocks][packed rows] sums of e
+  float* weights_;                        // [segments][packed rows]
+  uint32_t* kept_;                        // [places][tokens of a wave][RowLayout::kept()]
+  double* partials_;                      // [places][blocks of a wave][packed rows] sums of e
 };
 
 }  // namespace laprox::cpu

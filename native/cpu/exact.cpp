@@ -6,8 +6,6 @@
 namespace laprox::cpu {
 namespace {
 
-constexpr float kLeastShare = 1e-9f;  // of the largest singular value, in bounds: its square times one of attention is a normal number
-
 // A uniform number in [0, 1) for RANDOM: splitmix64 over what names the entry.
 float random_score(uint64_t seed, Segment s, int32_t position) {
   uint64_t x = seed;
@@ -53,7 +51,7 @@ void Exact::prepare(Pool& pool, std::vector<Scratch>& scratch, Progress& progres
       for (auto first = static_cast<int32_t>(block * kBlock); first < end; first += kTile) {
         const int count = std::min<int32_t>(kTile, end - first);
         for (int i = 0; i < count; ++i) tokens[i] = first + i;
-        attention_->attend(kernels_, segment, tokens, count, local);
+        attention_->attend(segment, tokens, count, local);
         for (int row = 0; row < rows; ++row) std::fill(local.logits + row * kTile + count, local.logits + (row + 1) * kTile, 0.0f);
         std::fill_n(local.plain, int64_t{kTile} * d, 0.0f);
         for (int i = 0; i < count; ++i) kernels_.convert(inputs_.cache.dtype(), values(tokens[i]), d, local.plain + i * d);
@@ -112,28 +110,9 @@ void Exact::value_pairs(int64_t segment, int count, Scratch& scratch) const {
 }
 
 void Exact::attention_pairs(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
-  attention_->attend(kernels_, segment, tokens, count, scratch);
+  attention_->attend(segment, tokens, count, scratch);
   std::fill_n(scratch.attention_pairs, pair_count(inputs_.model.group) * kTile, 0.0f);
   kernels_.pair_products(scratch.logits, attention_->heads(), attention_->rows(), 0, scratch.attention_pairs);
-}
-
-uint32_t Exact::combine(float* out, Scratch& scratch) const {
-  if (inputs_.rule.statistic == LPX_JOINT) return kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
-  kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
-  return 0;
-}
-
-void Exact::largest_scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
-  const Segment s = inputs_.cache.segments().at(segment);
-  const std::vector<float>& singular = factors_.head(s.layer, s.head).singular;
-  const float largest = *std::max_element(singular.begin(), singular.end());
-  const auto share = [&](int h) { return std::max(singular[static_cast<size_t>(h)] / largest, kLeastShare); };
-  attention_pairs(segment, tokens, count, scratch);
-  for (int other = 0; other < inputs_.model.group; ++other)
-    for (int h = 0; h <= other; ++h) std::fill_n(scratch.value_pairs + pair_index(h, other) * kTile, kTile, share(h) * share(other));
-  float scores[kTile];
-  combine(scores, scratch);
-  for (int i = 0; i < count; ++i) out[i] = scores[i] * largest;
 }
 
 void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
@@ -143,7 +122,11 @@ void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int co
   load_values(segment, tokens, count, scratch);
   value_pairs(segment, count, scratch);
   float scores[kTile];
-  const uint32_t cancelled = combine(scores, scratch) & UINT32_MAX >> (kTile - count);
+  uint32_t cancelled = 0;
+  if (inputs_.rule.statistic == LPX_JOINT)
+    cancelled = kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, scores) & UINT32_MAX >> (kTile - count);
+  else
+    kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, scores);
   if (cancelled != 0) {
     float slow[kTile];
     joint_term_by_term(segment, count, slow, scratch);
@@ -174,7 +157,7 @@ void Exact::attention_factor(int64_t segment, const int32_t* tokens, int count, 
     std::fill_n(out, kTile, 1.0f);
     return;
   }
-  attention_->attend(kernels_, segment, tokens, count, scratch);
+  attention_->attend(segment, tokens, count, scratch);
   kernels_.attention_statistic(scratch.logits, attention_->heads(), attention_->rows(),
                                attention_->existing_rows(inputs_.cache.segments().at(segment)), inputs_.rule.attention, scratch.heads);
   kernels_.aggregate(scratch.heads, inputs_.model.group, inputs_.rule.aggregation, out);
@@ -228,7 +211,7 @@ void Exact::removal(int64_t segment, const int32_t* tokens, int count, float* ou
   const HeadFactor& factor = factors_.head(s.layer, s.head);
   const int heads = attention_->heads();
   const int m = attention_->rows();
-  attention_->attend(kernels_, segment, tokens, count, scratch);
+  attention_->attend(segment, tokens, count, scratch);
   kernels_.removal_weights(scratch.logits, heads * m);
   load_values(segment, tokens, count, scratch);
   float* squares = scratch.value_pairs;

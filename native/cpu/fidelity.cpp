@@ -27,8 +27,8 @@ Fidelity::Fidelity(Workspace& workspace, const FidelityInputs& inputs, const Ker
       width_(inputs.model.head_dim + 8),
       row_tiles_((inputs.window.rows() + kTile - 1) / kTile),
       slots_(threads * kTasksPerThread),
-      scratch_(scratch_of_threads(workspace, inputs.model, inputs.window.rows(), kernels.lanes, threads)),
-      queries_(workspace, inputs.model, inputs.cache, inputs.window, kv_heads_, kernels.lanes) {
+      scratch_(scratch_of_threads(workspace, inputs.model, inputs.window.rows(), kernels, threads)),
+      queries_(workspace, inputs.model, inputs.cache, inputs.window, kv_heads_, kernels) {
   const int64_t d = inputs.model.head_dim;
   const int64_t rows = int64_t{queries_.heads()} * queries_.rows();
   references_ = workspace.take<double>(kv_heads_ * kParts * rows);

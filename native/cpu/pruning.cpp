@@ -15,10 +15,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kCandidateBlock = 4096;   // tokens whose candidates share tiles
 constexpr double kWorthwhileBudget = 0.25;  // of all entries: above, pruning is not tried
 constexpr double kWorthwhileCandidates = 0.35;
-constexpr double kTightened = 1.6;    // of the budget: entries that get exact attention before any has an exact score
-constexpr double kEnough = 1.05;      // of the budget: exact scores that prove a threshold whatever they are
-constexpr float kMargin = 1.001f;     // for rounding, of bounds from exact attention
-constexpr float kUnderflow = 1e-18f;  // squares of attention below this vanish in float
+constexpr double kEnough = 1.05;  // of the budget: exact scores that prove a threshold whatever they are
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -32,12 +29,11 @@ Pruning::Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLay
       layout_(layout),
       rule_(rule),
       kernels_(kernels),
-      scoring_(workspace, inputs, kernels, threads),
+      scoring_(workspace, inputs, kernels, threads, true),
       ranking_(workspace, layout, rule, kernels, threads),
       scores_(workspace.take<float>(layout.entries())),
       norms_(workspace.take<float>(layout.entries())),
-      bounds_(workspace.take<uint32_t>(layout.entries())),
-      tight_(workspace.take<bool>(layout.entries())) {}
+      bounds_(workspace.take<uint32_t>(layout.entries())) {}
 
 const char* Pruning::obstacle(const std::vector<Part>& parts) const {
   if (inputs_.rule.statistic != LPX_JOINT && inputs_.rule.statistic != LPX_BOUND) return "no bound for this statistic";
@@ -64,40 +60,27 @@ void Pruning::measure_values(int64_t segment, int32_t first, int count) {
   for (int t = 0; t < count; ++t) norms[t] *= weight(s);
 }
 
-void Pruning::bound(Pool& pool, const Wave& wave, Progress& progress) {
+void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch) {
   const Attention& attention = scoring_.attention();
-  const int heads = attention.heads();
-  const int groups = attention.layout().groups();
-  const int depth = attention.layout().squares();
-  std::vector<float> inflation(static_cast<size_t>((wave.last - wave.first) * heads * groups));
-  const auto inflation_of = [&](int64_t segment) { return inflation.data() + (segment - wave.first) * heads * groups; };
-  pool.run(wave.last - wave.first, [&](int64_t i, int) { attention.inflation(wave.first + i, inflation_of(wave.first + i)); });
-  std::vector<std::pair<int64_t, int32_t>> tasks;
-  for (int64_t segment = wave.first; segment < wave.last; ++segment)
-    for (int32_t first = 0; first < layout_.length(segment); first += kBlock) tasks.emplace_back(segment, first);
-  pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
-    if (progress.cancelled()) return;
-    Scratch& scratch = scoring_.scratch(worker);
-    const auto [segment, begin] = tasks[static_cast<size_t>(i)];
-    const Segment s = layout_.segments().at(segment);
-    const int32_t end = std::min(begin + kBlock, layout_.length(segment));
-    const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
-    for (int32_t first = begin; first < end; first += kTile) {
-      const int count = std::min(kTile, end - first);
-      const int64_t entry = layout_.offset(segment) + first;
-      float norms[kTile] = {};
-      float bounds[kTile];
-      for (int t = 0; t < count; ++t) scratch.rows[t] = attention.squares(segment) + int64_t{first + t} * depth;
-      std::copy_n(norms_ + entry, count, norms);
-      kernels_.load(LPX_F32, scratch.rows, count, depth, scratch.squares);
-      kernels_.upper_bounds(scratch.squares, depth, inflation_of(segment), singular, heads, groups, norms, bounds);
-      for (int t = 0; t < count; ++t) bounds_[entry + t] = std::bit_cast<uint32_t>(bounds[t]);
-    }
-  });
+  const RowLayout& rows = attention.layout();
+  const Segment s = layout_.segments().at(segment);
+  const float* singular = static_cast<const CpuFactors&>(inputs_.factors).head(s.layer, s.head).singular.data();
+  for (int t = 0; t < kTile; ++t) scratch.rows[t] = scratch.sums + t * rows.squares();
+  for (int32_t first = begin; first < end; first += kTile) {
+    const int count = std::min(kTile, end - first);
+    const int64_t entry = layout_.offset(segment) + first;
+    float norms[kTile] = {};
+    float bounds[kTile];
+    std::copy_n(norms_ + entry, count, norms);
+    kernels_.square(attention.kept(segment) + first * int64_t{rows.kept()}, count, rows.chunks(), rows.vectors(), attention.weights(segment),
+                    scratch.sums);
+    kernels_.load(LPX_F32, scratch.rows, count, rows.squares(), scratch.squares);
+    kernels_.upper_bounds(scratch.squares, rows.squares(), singular, attention.heads(), rows.parts(), norms, bounds);
+    for (int t = 0; t < count; ++t) bounds_[entry + t] = std::bit_cast<uint32_t>(bounds[t]);
+  }
 }
 
-template <typename Body>
-int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body) {
+int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = 0; segment < layout_.segments().count(); ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kCandidateBlock) tasks.emplace_back(segment, first);
@@ -108,19 +91,18 @@ int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& mos
     const uint32_t from = least[static_cast<size_t>(segment)];
     const uint32_t to = most[static_cast<size_t>(segment)];
     if (from > to) return;
-    const int64_t offset = layout_.offset(segment) + begin;
+    const int64_t offset = layout_.offset(segment);
     int32_t tokens[kCandidateBlock];
-    const int64_t picked = kernels_.pick(bounds_ + offset, std::min(kCandidateBlock, layout_.length(segment) - begin), from, to, tokens);
-    int count = 0;
-    for (int64_t t = 0; t < picked; ++t) {
-      const int32_t token = tokens[t];
-      tokens[count] = begin + token;
-      count += !(loose_only && tight_[offset + token]);
-    }
+    const int64_t count = kernels_.pick(bounds_ + offset + begin, std::min(kCandidateBlock, layout_.length(segment) - begin), from, to, tokens);
+    for (int64_t t = 0; t < count; ++t) tokens[t] += begin;
     const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
-    for (int first = 0; first < count; first += kTile) {
-      for (int t = first + kTile; t < std::min(count, first + 2 * kTile); ++t) prefetch(keys, tokens[t], tokens[t] + 1, inputs_.cache.row_bytes());
-      body(segment, tokens + first, std::min(kTile, count - first), scoring_.scratch(worker));
+    for (int64_t first = 0; first < count; first += kTile) {
+      for (int64_t t = first + kTile; t < std::min(count, first + 2 * kTile); ++t)
+        prefetch(keys, tokens[t], tokens[t] + 1, inputs_.cache.row_bytes());
+      const auto some = static_cast<int>(std::min<int64_t>(kTile, count - first));
+      float exact[kTile];
+      scoring_.exact().scores(segment, tokens + first, some, exact, scoring_.scratch(worker));
+      for (int t = 0; t < some; ++t) scores_[offset + tokens[first + t]] = exact[t];
     }
     total.fetch_add(count, std::memory_order_relaxed);
     progress.advance(0);
@@ -129,35 +111,13 @@ int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& mos
   return total.load();
 }
 
-int64_t Pruning::tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
-  return for_each_between(pool, least, most, true, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
-    float largest[kTile];
-    scoring_.exact().largest_scores(segment, tokens, count, largest, scratch);
-    for (int t = 0; t < count; ++t) {
-      const int64_t entry = layout_.offset(segment) + tokens[t];
-      const float tighter = norms_[entry] * largest[t] * kMargin + kUnderflow;
-      if (tighter < std::bit_cast<float>(bounds_[entry])) bounds_[entry] = std::bit_cast<uint32_t>(tighter);
-      tight_[entry] = true;
-    }
-  });
-}
-
-int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
-  return for_each_between(pool, least, most, false, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
-    float exact[kTile];
-    scoring_.exact().scores(segment, tokens, count, exact, scratch);
-    for (int t = 0; t < count; ++t) scores_[layout_.offset(segment) + tokens[t]] = exact[t];
-  });
-}
-
 // True where the scores that were computed are all that matter.
 bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
   const auto segments = static_cast<size_t>(layout_.segments().count());
   const Observer observer{[&](int64_t segment, int32_t first, int count) { measure_values(segment, first, count); },
-                          [&](const Wave& wave) { bound(pool, wave, progress); }};
+                          [&](int64_t segment, int32_t begin, int32_t end, Scratch& scratch) { bound(segment, begin, end, scratch); }};
   scoring_.find_attention(pool, progress, &observer);
   std::fill_n(scores_, layout_.entries(), -kInfinity);
-  std::fill_n(tight_, layout_.entries(), false);
   const Cuts everything(segments, UINT32_MAX);
   const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of its part's budget reaches
     Cuts least(segments);
@@ -168,12 +128,11 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
     }
     return least;
   };
-  report.candidates += tighten_between(pool, largest(kTightened), everything, progress);
   // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
   Cuts unscored = everything;
   Cuts proven(segments);
-  for (double share = width >= 5 ? 0.5 : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
+  for (double share = width >= 5 ? 0.57 : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
     const Cuts next = largest(share);
     report.exact_scores += score_between(pool, next, unscored, progress);
     for (size_t segment = 0; segment < segments; ++segment) unscored[segment] = next[segment] - 1;
@@ -200,7 +159,7 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
                   100.0 * static_cast<double>(left) / static_cast<double>(layout_.entries()));
     return false;
   }
-  report.candidates += tighten_between(pool, proven, everything, progress);
+  report.candidates = left;
   report.exact_scores += score_between(pool, proven, unscored, progress);
   return true;
 }

@@ -2,10 +2,9 @@
 //
 //   U(g, i) = ||v_i|| * sum over h of s_h * bound(||a_h[:, i]||)  >=  score(g, i)
 //
-// The entries with the largest U get exact attention, which tightens it; the largest of these their exact scores. Pooled
-// and ranked, they prove a score that the threshold cannot be below. Entries whose U is below it cannot be kept, nor lift a
-// neighbour by max-pooling to where it would be kept. The others are tightened, and those that still reach it scored. Ranking
-// then ends with the same bits as if every score had been computed.
+// The entries with the largest U get their exact scores. Pooled and ranked, they prove a score that the threshold cannot be below. Entries
+// whose U is below it cannot be kept, nor lift a neighbour by max-pooling to where it would be kept. The others are scored, too. Ranking then
+// ends with the same bits as if every score had been computed.
 #pragma once
 
 #include "cpu/ranking.hpp"
@@ -27,13 +26,8 @@ class Pruning {
   const char* obstacle(const std::vector<Part>& parts) const;
   bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
   void measure_values(int64_t segment, int32_t first, int count);
-  void bound(Pool& pool, const Wave& wave, Progress& progress);
-  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is from `least` to `most`, kTile at a
-  // time.
-  template <typename Body>
-  int64_t for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body);
-  // Exact attention in place of the scan's bounds. Returns how many.
-  int64_t tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
+  void bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch);
+  // Exact scores of the entries of each segment whose bound is from `least` to `most`. Returns how many.
   int64_t score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
   float weight(Segment s) const;
 
@@ -47,7 +41,6 @@ class Pruning {
   float* norms_;   // [entries] of the values, weighted
   // [entries] the bits of U: it is not below 0, so they are in its order, and NaN is the largest.
   uint32_t* bounds_;
-  bool* tight_;  // [entries] whose bound has exact attention
 };
 
 }  // namespace laprox::cpu

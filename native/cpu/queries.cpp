@@ -13,21 +13,21 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-// The most rows a group, of what wastes the fewest lanes.
-RowLayout::RowLayout(int heads, int rows, int lanes) : lanes_(lanes) {
-  for (int group = kBoundGroup; group > 0; --group) {
-    const int groups = (rows + group - 1) / group;
-    const int chunks = (heads * groups + lanes - 1) / lanes;
-    if (group_ != 0 && chunks * group >= chunks_ * group_) continue;
-    group_ = group;
-    groups_ = groups;
+// The fewest vectors, and of these the fewest chunks.
+RowLayout::RowLayout(int heads, int rows, const Kernels& kernels) : lanes_(kernels.lanes), held_(kernels.held) {
+  for (int parts = 1; parts <= std::min(rows, lanes_); ++parts) {
+    const int vectors = (rows + parts - 1) / parts;
+    const int chunks = (heads * parts + lanes_ - 1) / lanes_;
+    if (parts_ != 0 && chunks * vectors >= chunks_ * vectors_) continue;
+    parts_ = parts;
     chunks_ = chunks;
+    vectors_ = vectors;
   }
 }
 
-Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes) {
+Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels) {
   const int64_t group = model.group;
-  const RowLayout layout(model.group, window_rows, lanes);
+  const RowLayout layout(model.group, window_rows, kernels);
   const auto tile_rows = [&](int64_t count) { return workspace.take<float>(panels_for(static_cast<int>(count)) * int64_t{kPanel} * kTile); };
   keys = tile_rows(model.head_dim);
   logits = tile_rows(group * window_rows);
@@ -36,6 +36,7 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   attention_pairs = tile_rows(pair_count(model.group));
   value_pairs = tile_rows(pair_count(model.group));
   heads = tile_rows(group);
+  sums = workspace.take<float>(int64_t{kTile} * layout.squares());
   squares = tile_rows(layout.squares());
   reference = workspace.take<float>(layout.count());
   largest = workspace.take<float>(layout.count());
@@ -44,20 +45,20 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   panels = workspace.take<float>(panels_for(kFactorColumns) * int64_t{kPanel} * model.head_dim);
 }
 
-std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, int lanes, int threads) {
+std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels, int threads) {
   std::vector<Scratch> scratch;
-  for (int i = 0; i < threads; ++i) scratch.emplace_back(workspace, model, window_rows, lanes);
+  for (int i = 0; i < threads; ++i) scratch.emplace_back(workspace, model, window_rows, kernels);
   return scratch;
 }
 
-Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cache, const Window& window, int64_t segments, int lanes)
+Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cache, const Window& window, int64_t segments, const Kernels& kernels)
     : model_(model),
       cache_(cache),
       window_(window),
       segments_(segments),
       rows_(window.rows()),
       heads_(model.group),
-      layout_(heads_, rows_, lanes),
+      layout_(heads_, rows_, kernels),
       window_rows_(static_cast<size_t>(layout_.count()), 0),
       panel_floats_(panels_for(heads_ * rows_) * int64_t{kPanel} * model.head_dim) {
   for (int r = 0; r < heads_ * rows_; ++r) {
@@ -76,16 +77,20 @@ void Queries::pack(const Kernels& kernels, int64_t segment) {
   const int missing = rows_ - existing_rows(s);
   float* to_panels = panels(segment);
   float* to_scanned = scanned(segment);
-  const int width = layout_.count() / layout_.chunks();
   std::fill_n(to_panels, panel_floats_, 0.0f);
   std::fill_n(to_scanned, int64_t{layout_.count()} * d, 0.0f);
+  const ScanBlocks blocks = layout_.blocks();
   float row[kMaxHeadDim];
   for (int r = 0; r < heads_ * rows_; ++r) {
     if (r % rows_ < missing) continue;
     kernels.convert(window_.dtype(), window_.query(s, r / rows_, r % rows_), d, row);
     float* to = to_panels + static_cast<ptrdiff_t>(r / kPanel) * d * kPanel + r % kPanel;
-    const int at = packed(r);
-    float* scan_to = to_scanned + static_cast<ptrdiff_t>(at / width) * d * width + at % width;
+    const int vector = packed(r) / kernels.lanes;
+    int block = 0;
+    while (blocks.begin(block + 1) <= vector) ++block;
+    const int first = blocks.begin(block);
+    const int width = (blocks.begin(block + 1) - first) * kernels.lanes;
+    float* scan_to = to_scanned + static_cast<ptrdiff_t>(first) * kernels.lanes * d + (packed(r) - first * kernels.lanes);
     for (int k = 0; k < d; ++k) to[k * kPanel] = scan_to[k * width] = row[k];
   }
 }
@@ -127,8 +132,7 @@ ScanTile Queries::tile(const Kernels& kernels, int64_t segment, const int32_t* t
   tile.count = count;
   tile.depth = d;
   tile.queries = scanned(segment);
-  tile.chunks = layout_.chunks();
-  tile.group = layout_.group();
+  tile.vectors = layout_.blocks().vectors;
   tile.rows = window_rows_.data();
   tile.scale = layer.scale;
   tile.soft_cap = layer.soft_cap;

@@ -12,32 +12,38 @@
 
 namespace laprox::cpu {
 
-// How `scan` takes the query rows of a segment: groups of rows of a head whose squares it adds up, a lane each.
+// How `scan` takes the query rows of a segment. Each head has its rows in `parts` lanes, one row of each part a vector, so that sums over
+// a head are sums over the vectors of a chunk, and then over few lanes.
 class RowLayout {
  public:
-  RowLayout(int heads, int rows, int lanes);
+  RowLayout(int heads, int rows, const Kernels& kernels);
 
-  int group() const { return group_; }    // rows of a group
-  int groups() const { return groups_; }  // of a head
-  int chunks() const { return chunks_; }  // of `group` vectors
-  int count() const { return chunks_ * group_ * lanes_; }
-  // Sums of squares of a token: head after head, then what fills the last chunk, in whole eights.
+  int parts() const { return parts_; }      // of a head
+  int chunks() const { return chunks_; }    // of `vectors` vectors
+  int vectors() const { return vectors_; }  // rows of a part
+  ScanBlocks blocks() const { return {chunks_ * vectors_, held_}; }
+  int count() const { return chunks_ * vectors_ * lanes_; }
+  // What `scan` keeps of a token, in 32 bits each.
+  int kept() const { return blocks().pairs * lanes_; }
+  // Sums of squares of a token, a part each: head after head, then what fills the last chunk, in whole eights.
   int squares() const { return (chunks_ * lanes_ + 7) / 8 * 8; }
+  // Where row q of head h is in a vector of all rows.
   int index(int head, int row) const {
-    const int at = head * groups_ + row / group_;
-    return (at / lanes_ * group_ + row % group_) * lanes_ + at % lanes_;
+    const int at = head * parts_ + row / vectors_;
+    return (at / lanes_ * vectors_ + row % vectors_) * lanes_ + at % lanes_;
   }
 
  private:
   int lanes_;
-  int group_ = 0;
-  int groups_ = 0;
+  int held_;
+  int parts_ = 0;
   int chunks_ = 0;
+  int vectors_ = 0;
 };
 
 // Buffers of one thread, for one tile.
 struct Scratch {
-  Scratch(Workspace& workspace, const ModelShape& model, int window_rows, int lanes);
+  Scratch(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels);
 
   float* keys;
   float* logits;  // [R * m] rows
@@ -46,7 +52,8 @@ struct Scratch {
   float* attention_pairs;
   float* value_pairs;
   float* heads;      // [R]
-  float* squares;    // [RowLayout::squares()][kTile]
+  float* sums;       // [kTile][RowLayout::squares()]
+  float* squares;    // the same as a tile
   float* reference;  // [RowLayout::count()], as are the next two
   float* largest;
   float* row_sums;
@@ -57,12 +64,12 @@ struct Scratch {
   int32_t positions[kScanTile];
 };
 
-std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, int lanes, int threads);
+std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels, int threads);
 
 class Queries {
  public:
   // Has room for the rows of `segments` consecutive segments at a time.
-  Queries(Workspace& workspace, const ModelShape& model, const Cache& cache, const Window& window, int64_t segments, int lanes);
+  Queries(Workspace& workspace, const ModelShape& model, const Cache& cache, const Window& window, int64_t segments, const Kernels& kernels);
 
   int rows() const { return rows_; }    // m
   int heads() const { return heads_; }  // R

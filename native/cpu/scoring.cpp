@@ -5,18 +5,18 @@
 namespace laprox::cpu {
 namespace {
 
-std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs, int lanes, int threads) {
+std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed) {
   if (inputs.window == nullptr) return std::nullopt;
-  return std::optional<Attention>(std::in_place, workspace, inputs, lanes, threads);
+  return std::optional<Attention>(std::in_place, workspace, inputs, kernels, threads, observed);
 }
 
 }  // namespace
 
-Scoring::Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads)
+Scoring::Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed)
     : inputs_(inputs),
       kernels_(kernels),
-      scratch_(scratch_of_threads(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows(), kernels.lanes, threads)),
-      attention_(attention_of(workspace, inputs, kernels.lanes, threads)),
+      scratch_(scratch_of_threads(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows(), kernels, threads)),
+      attention_(attention_of(workspace, inputs, kernels, threads, observed)),
       exact_(workspace, inputs, kernels, attention_ ? &*attention_ : nullptr) {}
 
 template <typename Body>
@@ -41,7 +41,7 @@ void Scoring::for_each_tile(Pool& pool, Progress& progress, Body&& body) {
 }
 
 void Scoring::find_attention(Pool& pool, Progress& progress, const Observer* observer) {
-  if (attention_) attention_->run(pool, kernels_, scratch_, progress, observer);
+  if (attention_) attention_->run(pool, scratch_, progress, observer);
   exact_.prepare(pool, scratch_, progress);
 }
 

@@ -14,7 +14,8 @@ inline constexpr int kScoreBlock = 128;
 
 class Scoring {
  public:
-  Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads);
+  // `observed`: find_attention() may have an observer.
+  Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed = false);
 
   // Units of progress of run().
   int64_t work() const { return (1 + kExactWork) * inputs_.cache.entries(); }

@@ -20,9 +20,6 @@ inline constexpr int kScanBlock = 6;
 inline constexpr int kScanTile = 8 * kScanBlock;
 // Tokens that `pool_keys` takes at a time.
 inline constexpr int kPoolChunk = 2048;
-// Queries of a head whose squared attention is summed before the log-sum-exp is known, at most.
-inline constexpr int kBoundGroup = 4;
-
 // Share of the own pairs below which a joint score's sum has cancelled too far.
 inline constexpr float kCancelled = 0.02f;
 
@@ -52,19 +49,31 @@ struct AttentionTile {
   const Visibility* masked;  // null where every row sees every token
 };
 
-// Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are. Rows are
-// packed in chunks of `group` vectors: a lane holds the rows whose squares are summed.
+// `scan` and `sample` take the vectors of packed query rows in blocks of whole pairs, as even as they can be; the last pair may be one
+// vector. A block is packed as [depth][its vectors * lanes].
+struct ScanBlocks {
+  constexpr ScanBlocks(int vectors, int most) : vectors(vectors), pairs((vectors + 1) / 2), count((pairs + most / 2 - 1) / (most / 2)) {}
+  // The first vector of a block.
+  constexpr int begin(int block) const {
+    const int vector = 2 * (pairs * block / count);
+    return vector < vectors ? vector : vectors;
+  }
+  int vectors;
+  int pairs;
+  int count;
+};
+
+// Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are.
 struct ScanTile {
   const float* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
   int count;
   int depth;
-  const float* queries;  // [chunks][depth][group * lanes]
-  int chunks;
-  int group;            // 1 to kBoundGroup
-  const int32_t* rows;  // [chunks * group * lanes] the window row of each packed row
+  const float* queries;  // packed by ScanBlocks
+  int vectors;           // of query rows
+  const int32_t* rows;   // [vectors * lanes] the window row of each packed row
   float scale;
   float soft_cap;
-  const float* reference;    // [chunks * group * lanes] in base 2; +inf where there is no row
+  const float* reference;    // [vectors * lanes] in base 2; +inf where there is no row
   const Visibility* masked;  // null where every row sees every token
   const void* const* ahead;  // [ahead_count] rows of ahead_bytes that are wanted next: asked for between products
   int ahead_count;
@@ -74,6 +83,7 @@ struct ScanTile {
 struct Kernels {
   const char* name;
   int lanes;  // of a vector of floats
+  int held;   // vectors of a block of `scan`, at most: an even number
   // rows[i] of `depth` elements, i < count, to the layout that `multiply` reads; absent tokens become 0.
   void (*load)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* tile);
   void (*convert)(lpx_dtype dtype, const void* from, int64_t count, float* to);
@@ -84,9 +94,12 @@ struct Kernels {
   void (*attend)(const AttentionTile& tile);
   // Running log-sum-exp in base 2 of packed rows: sums[r] = sum of 2^(logit - largest[r]). The reference is not read.
   void (*sample)(const ScanTile& tile, float* largest, float* sums);
-  // Adds to sums[r] the row sums of e, the attention by the reference, and sets squares[t][chunk * lanes + lane] to the sums of their squares
-  // over a lane's rows; tokens of `squares` lie `stride` floats apart.
-  void (*scan)(const ScanTile& tile, float* sums, float* squares, int64_t stride);
+  // Adds to sums[r] the row sums of e, the attention by the reference. Keeps them, unless `kept` is null, cut to bfloat16, for `square`:
+  // kept[t][pair][lane] has that of the pair's first vector in its lower half.
+  void (*scan)(const ScanTile& tile, float* sums, uint32_t* kept);
+  // out[t][chunk * lanes + lane] = sum over the vectors of a chunk of (e * weights)^2, of what `scan` kept of `count` tokens; a token has whole
+  // eights.
+  void (*square)(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out);
   // out[pair(first + a, first + b)][t] += sum over r of x[a][r][t] * x[b][r][t], a <= b < heads.
   void (*pair_products)(const float* x, int heads, int rows, int first, float* out);
   // out[t] = sqrt(max(0, sum over pairs of attention * values, cross pairs twice)). Returns a bit for each token whose cross
@@ -111,10 +124,9 @@ struct Kernels {
   // out[i] = ||rows[i]||_2, ||rows[i]||_1
   void (*norms)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out);
   void (*magnitudes)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out);
-  // Upper bounds of a tile's scores: norms[t] * sum over heads of singular[h] * sqrt(sum over groups of
-  // inflation[h * groups + g] * squares[h * groups + g][t]), with a margin for rounding. `squares` as `load` leaves `depth` of them.
-  void (*upper_bounds)(const float* squares, int depth, const float* inflation, const float* singular, int heads, int groups, const float* norms,
-                       float* out);
+  // Upper bounds of a tile's scores: norms[t] * sum over heads of singular[h] * sqrt(sum over parts of squares[h * parts + p][t]), with a
+  // margin for rounding. `squares` as `load` leaves `depth` of them.
+  void (*upper_bounds)(const float* squares, int depth, const float* singular, int heads, int parts, const float* norms, float* out);
   // out[i] = the key of the largest of values[i .. i + width), i < count <= kPoolChunk: an unsigned integer in the order of floats.
   void (*pool_keys)(const float* values, int64_t count, int width, uint32_t* out);
   // The keys from `least` to `most`, in order, and the indices of such keys. Return how many; `out` has room for `count`.

@@ -27,12 +27,14 @@ constexpr int kVectors = kTile / kLanes;  // vectors in a row of a tile
 constexpr int kStripe = 2 * kLanes;       // tokens that `multiply` takes at a time
 constexpr int kCacheLine = 64;
 constexpr int kHeld = kLanes == 16 ? 4 : 2;  // vectors of query rows that `scan` multiplies at a time: what fits the registers
+constexpr uint32_t kUpperHalf = 0xffff0000;
 static_assert(kTile % kStripe == 0, "a tile holds whole stripes");
 
 typedef float vf __attribute__((vector_size(4 * LPX_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LPX_LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LPX_LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
+typedef uint32_t vu_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
 typedef int32_t vi_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
 // Rows are read in eights whatever the width: head dimensions are multiples of 8.
 typedef float v8 __attribute__((vector_size(32)));
@@ -43,6 +45,8 @@ typedef uint16_t h8_unaligned __attribute__((vector_size(16), aligned(2), may_al
 
 inline vf load_vector(const float* from) { return *reinterpret_cast<const vf_unaligned*>(from); }
 inline void store_vector(float* to, vf value) { *reinterpret_cast<vf_unaligned*>(to) = value; }
+inline vu load_bits(const uint32_t* from) { return *reinterpret_cast<const vu_unaligned*>(from); }
+inline void store_bits(uint32_t* to, vu value) { *reinterpret_cast<vu_unaligned*>(to) = value; }
 inline vf splat(float value) { return vf{} + value; }
 inline vf bits_to_float(vi value) { return reinterpret_cast<vf>(value); }
 inline vi float_to_bits(vf value) { return reinterpret_cast<vi>(value); }
@@ -312,7 +316,8 @@ struct Ahead {
 
 // out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits.
 template <int Vectors>
-[[gnu::noinline]] void multiply_keys(const float* const* keys, int depth, const float* queries, int stride, Ahead ahead, float* out) {
+[[gnu::noinline]] void multiply_keys(const float* const* keys, int depth, const float* queries, Ahead ahead, float* out) {
+  constexpr int stride = Vectors * kLanes;
   const float* key[kScanBlock];
   vf sums[kScanBlock][Vectors];
 #pragma GCC unroll 6
@@ -342,27 +347,33 @@ template <int Vectors>
     for (int j = 0; j < Vectors; ++j) store_vector(out + j * kLanes, sums[t][j]);
 }
 
-// Calls body(first, chunk, logits) for each block of tokens and chunk of rows; logits [kScanBlock][Group * kLanes].
-template <int Group, typename Body>
+// Calls body.operator()<Width>(first, vector, logits) for each block of tokens and block of Width vectors of rows;
+// logits [kScanBlock][Width * kLanes].
+template <typename Body>
 inline void for_each_block(const ScanTile& tile, Body&& body) {
-  constexpr int kWidth = Group * kLanes;
-  float logits[kScanBlock * kWidth];
-  const int products = (tile.count + kScanBlock - 1) / kScanBlock * tile.chunks;
+  alignas(kCacheLine) float logits[kScanBlock * kHeld * kLanes];
+  const ScanBlocks blocks(tile.vectors, kHeld);
+  const int products = (tile.count + kScanBlock - 1) / kScanBlock * blocks.count;
   const int share = (tile.ahead_count + products - 1) / products;
   Ahead ahead{tile.ahead, share, tile.ahead_bytes};
   for (int first = 0; first < tile.count; first += kScanBlock) {
-    for (int chunk = 0; chunk < tile.chunks; ++chunk) {
+    for (int block = 0; block < blocks.count; ++block) {
+      const int vector = blocks.begin(block);
       const int left = static_cast<int>(tile.ahead + tile.ahead_count - ahead.rows);
       ahead.count = left < share ? left : share;
-      const float* queries = tile.queries + static_cast<ptrdiff_t>(chunk) * tile.depth * kWidth;
-      if constexpr (Group > kHeld) {
-        multiply_keys<kHeld>(tile.keys + first, tile.depth, queries, kWidth, ahead, logits);
-        multiply_keys<Group - kHeld>(tile.keys + first, tile.depth, queries + kHeld * kLanes, kWidth, {}, logits + kHeld * kLanes);
-      } else {
-        multiply_keys<Group>(tile.keys + first, tile.depth, queries, kWidth, ahead, logits);
+      const auto take = [&]<int Width>() {
+        multiply_keys<Width>(tile.keys + first, tile.depth, tile.queries + static_cast<ptrdiff_t>(vector) * kLanes * tile.depth, ahead, logits);
+        body.template operator()<Width>(first, vector, logits);
+      };
+      switch (blocks.begin(block + 1) - vector) {
+        case 1: take.template operator()<1>(); break;
+#if LPX_LANES == 16
+        case 2: take.template operator()<2>(); break;
+        case 3: take.template operator()<3>(); break;
+#endif
+        default: take.template operator()<kHeld>(); break;
       }
       ahead.rows += ahead.count;
-      body(first, chunk, logits);
     }
   }
 }
@@ -375,17 +386,17 @@ inline vi visible(const Visibility& mask, const int32_t* rows, int token) {
   return mask.window == 0 ? seen : seen & (last - mask.window < position);
 }
 
-template <int Group, bool SoftCap>
+template <bool SoftCap>
 void sample_rows(const ScanTile& tile, float* largest, float* sums) {
-  for_each_block<Group>(tile, [&](int first, int chunk, float* logits) {
+  for_each_block(tile, [&]<int Width>(int first, int vector, const float* logits) {
     const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
-    for (int j = 0; j < Group; ++j) {
-      const ptrdiff_t row = (static_cast<ptrdiff_t>(chunk) * Group + j) * kLanes;
+    for (int j = 0; j < Width; ++j) {
+      const ptrdiff_t row = static_cast<ptrdiff_t>(vector + j) * kLanes;
       const vf before = load_vector(largest + row);
       vf most = before;
       vf x[kScanBlock];
       for (int t = 0; t < count; ++t) {
-        x[t] = exponent<SoftCap>(logits + (t * Group + j) * kLanes, tile.scale, tile.soft_cap, vf{});
+        x[t] = exponent<SoftCap>(logits + (t * Width + j) * kLanes, tile.scale, tile.soft_cap, vf{});
         if (tile.masked != nullptr) x[t] = visible(*tile.masked, tile.rows + row, first + t) ? x[t] : splat(-INFINITY);
         most = x[t] > most ? x[t] : most;
       }
@@ -398,52 +409,69 @@ void sample_rows(const ScanTile& tile, float* largest, float* sums) {
   });
 }
 
-template <int Group, bool SoftCap, bool Masked>
-void scan_rows(const ScanTile& tile, float* sums, float* squares, int64_t stride) {
-  for_each_block<Group>(tile, [&](int first, int chunk, const float* logits) {
+template <bool SoftCap, bool Masked>
+void scan_rows(const ScanTile& tile, float* sums, uint32_t* kept) {
+  const ptrdiff_t stride = static_cast<ptrdiff_t>((tile.vectors + 1) / 2) * kLanes;
+  for_each_block(tile, [&]<int Width>(int first, int vector, const float* logits) {
     const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
-    const ptrdiff_t row = static_cast<ptrdiff_t>(chunk) * Group * kLanes;
-    float* to = squares + first * stride + chunk * kLanes;
-    vf row_sums[Group] = {};
-    for (int t = 0; t < count; ++t, logits += Group * kLanes, to += stride) {
-      vf square = {};
-      for (int j = 0; j < Group; ++j) {
+    const ptrdiff_t row = static_cast<ptrdiff_t>(vector) * kLanes;
+    ptrdiff_t at = first * stride + row / 2;
+    vf row_sums[Width] = {};
+    for (int t = 0; t < count; ++t, logits += Width * kLanes, at += stride) {
+      vu pair = {};
+#pragma GCC unroll 4
+      for (int j = 0; j < Width; ++j) {
         vf e = power_of_two(exponent<SoftCap>(logits + j * kLanes, tile.scale, tile.soft_cap, load_vector(tile.reference + row + j * kLanes)));
         if constexpr (Masked) e = bits_to_float(float_to_bits(e) & visible(*tile.masked, tile.rows + row + j * kLanes, first + t));
         row_sums[j] += e;
-        square += e * e;
+        const vu bits = reinterpret_cast<vu>(e);
+        pair = j % 2 == 0 ? bits >> 16 : pair | (bits & kUpperHalf);
+        if (kept != nullptr && (j % 2 == 1 || j + 1 == Width)) store_bits(kept + at + j / 2 * kLanes, pair);
       }
-      store_vector(to, square);
     }
-    for (int j = 0; j < Group; ++j) store_vector(sums + row + j * kLanes, load_vector(sums + row + j * kLanes) + row_sums[j]);
+    for (int j = 0; j < Width; ++j) store_vector(sums + row + j * kLanes, load_vector(sums + row + j * kLanes) + row_sums[j]);
   });
 }
 
-template <int Group>
-void scan_group(const ScanTile& tile, float* sums, float* squares, int64_t stride) {
+void scan(const ScanTile& tile, float* sums, uint32_t* kept) {
   if (tile.soft_cap == 0)
-    (tile.masked == nullptr ? scan_rows<Group, false, false> : scan_rows<Group, false, true>)(tile, sums, squares, stride);
+    (tile.masked == nullptr ? scan_rows<false, false> : scan_rows<false, true>)(tile, sums, kept);
   else
-    (tile.masked == nullptr ? scan_rows<Group, true, false> : scan_rows<Group, true, true>)(tile, sums, squares, stride);
+    (tile.masked == nullptr ? scan_rows<true, false> : scan_rows<true, true>)(tile, sums, kept);
 }
 
-void scan(const ScanTile& tile, float* sums, float* squares, int64_t stride) {
-  static_assert(kBoundGroup == 4, "one case a group size");
-  switch (tile.group) {
-    case 1: return scan_group<1>(tile, sums, squares, stride);
-    case 2: return scan_group<2>(tile, sums, squares, stride);
-    case 3: return scan_group<3>(tile, sums, squares, stride);
-    default: return scan_group<4>(tile, sums, squares, stride);
-  }
-}
+void sample(const ScanTile& tile, float* largest, float* sums) { (tile.soft_cap == 0 ? sample_rows<false> : sample_rows<true>)(tile, largest, sums); }
 
-void sample(const ScanTile& tile, float* largest, float* sums) {
-  const bool soft_cap = tile.soft_cap != 0;
-  switch (tile.group) {
-    case 1: return (soft_cap ? sample_rows<1, true> : sample_rows<1, false>)(tile, largest, sums);
-    case 2: return (soft_cap ? sample_rows<2, true> : sample_rows<2, false>)(tile, largest, sums);
-    case 3: return (soft_cap ? sample_rows<3, true> : sample_rows<3, false>)(tile, largest, sums);
-    default: return (soft_cap ? sample_rows<4, true> : sample_rows<4, false>)(tile, largest, sums);
+void square(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out) {
+  const ptrdiff_t stride = static_cast<ptrdiff_t>((chunks * vectors + 1) / 2) * kLanes;
+  const ptrdiff_t out_stride = (static_cast<ptrdiff_t>(chunks) * kLanes + 7) / 8 * 8;
+  for (int t = 0; t < count; ++t, kept += stride, out += out_stride) {
+    const uint32_t* pair = kept;
+    float* to = out;
+    const float* weight = weights;
+    bool between = false;  // the halves of a pair
+    for (int chunk = 0; chunk < chunks; ++chunk, to += kLanes) {
+      vf sums[2] = {};
+      const auto add = [&](int half, vu bits) {
+        const vf a = reinterpret_cast<vf>(bits) * load_vector(weight);
+        sums[half] += a * a;
+        weight += kLanes;
+      };
+      int left = vectors;
+      if (between) {
+        add(1, load_bits(pair) & kUpperHalf);
+        pair += kLanes;
+        --left;
+      }
+      for (; left > 1; left -= 2, pair += kLanes) {
+        const vu both = load_bits(pair);
+        add(0, both << 16);
+        add(1, both & kUpperHalf);
+      }
+      between = left == 1;
+      if (between) add(0, load_bits(pair) << 16);
+      store_vector(to, sums[0] + sums[1]);
+    }
   }
 }
 
@@ -611,14 +639,13 @@ void norms(lpx_dtype dtype, const void* const* rows, int count, int depth, float
 
 void magnitudes(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out) { lengths<false>(dtype, rows, count, depth, out); }
 
-void upper_bounds(const float* squares, int depth, const float* inflation, const float* singular, int heads, int groups, const float* norms,
-                  float* out) {
+void upper_bounds(const float* squares, int depth, const float* singular, int heads, int parts, const float* norms, float* out) {
   for (int v = 0; v < kVectors; ++v) {
     const float* own = squares + static_cast<ptrdiff_t>(v / 2) * depth * kStripe + v % 2 * kLanes;
     vf total = {};
     for (int h = 0; h < heads; ++h) {
       vf square = {};
-      for (int g = 0; g < groups; ++g) square += inflation[h * groups + g] * load_vector(own + (h * groups + g) * kStripe);
+      for (int p = 0; p < parts; ++p) square += load_vector(own + (h * parts + p) * kStripe);
       total += singular[h] * square_root(square + 1e-37f);
     }
     store_vector(out + v * kLanes, total * load_vector(norms + v * kLanes) * 1.001f);
@@ -730,15 +757,10 @@ void end_stream() {
 const Kernels& LPX_KERNELS() {
   namespace isa = LPX_NAMESPACE;
   static constexpr Kernels kernels = {
-      LPX_NAME,        isa::kLanes,         isa::load,
-      isa::convert,    isa::multiply,       isa::attend,
-      isa::sample,     isa::scan,           isa::pair_products,
-      isa::joint,      isa::bound,          isa::attention_statistic,
-      isa::aggregate,  isa::add_magnitudes, isa::removal_weights,
-      isa::removal,    isa::add_outputs,    isa::norms,
-      isa::magnitudes, isa::upper_bounds,   isa::pool_keys,
-      isa::pick_keys,  isa::pick,           isa::gram,
-      isa::stream,     isa::end_stream,
+      LPX_NAME,          isa::kLanes,         isa::kHeld,           isa::load,          isa::convert,     isa::multiply, isa::attend,
+      isa::sample,       isa::scan,           isa::square,          isa::pair_products, isa::joint,       isa::bound,    isa::attention_statistic,
+      isa::aggregate,    isa::add_magnitudes, isa::removal_weights, isa::removal,       isa::add_outputs, isa::norms,    isa::magnitudes,
+      isa::upper_bounds, isa::pool_keys,      isa::pick_keys,       isa::pick,          isa::gram,        isa::stream,   isa::end_stream,
   };
   return kernels;
 }
