@@ -1,9 +1,14 @@
 #include "cpu/pool.hpp"
 
+#include <chrono>
+
 namespace laprox::cpu {
 namespace {
 
 constexpr int kSpins = 1000;  // some 50 microseconds where a pause takes 140 cycles
+// How long a thread computes before it lets others have its processor. The system takes it away at its own ticks alone, milliseconds apart, for
+// which an event loop that was woken would have to wait.
+constexpr auto kTurn = std::chrono::microseconds(250);
 
 void pause() {
 #if defined(__x86_64__)
@@ -66,7 +71,14 @@ void Pool::run(int64_t count, const std::function<void(int64_t, int)>& task) {
 }
 
 void Pool::take(int worker, const std::function<void(int64_t, int)>& task) {
-  for (int64_t i = next_.fetch_add(1, std::memory_order_relaxed); i < count_; i = next_.fetch_add(1, std::memory_order_relaxed)) task(i, worker);
+  auto turn = std::chrono::steady_clock::now();
+  for (int64_t i = next_.fetch_add(1, std::memory_order_relaxed); i < count_; i = next_.fetch_add(1, std::memory_order_relaxed)) {
+    task(i, worker);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - turn < kTurn) continue;
+    std::this_thread::yield();
+    turn = now;
+  }
 }
 
 void Pool::work(int worker) {
