@@ -6,6 +6,8 @@
 namespace laprox::cpu {
 namespace {
 
+constexpr float kLeastShare = 1e-9f;  // of the largest singular value, in bounds: its square times one of attention is a normal number
+
 // A uniform number in [0, 1) for RANDOM: splitmix64 over what names the entry.
 float random_score(uint64_t seed, Segment s, int32_t position) {
   uint64_t x = seed;
@@ -115,6 +117,25 @@ void Exact::attention_pairs(int64_t segment, const int32_t* tokens, int count, S
   kernels_.pair_products(scratch.logits, attention_->heads(), attention_->rows(), 0, scratch.attention_pairs);
 }
 
+uint32_t Exact::combine(float* out, Scratch& scratch) const {
+  if (inputs_.rule.statistic == LPX_JOINT) return kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
+  kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
+  return 0;
+}
+
+void Exact::largest_scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
+  const Segment s = inputs_.cache.segments().at(segment);
+  const std::vector<float>& singular = factors_.head(s.layer, s.head).singular;
+  const float largest = *std::max_element(singular.begin(), singular.end());
+  const auto share = [&](int h) { return std::max(singular[static_cast<size_t>(h)] / largest, kLeastShare); };
+  attention_pairs(segment, tokens, count, scratch);
+  for (int other = 0; other < inputs_.model.group; ++other)
+    for (int h = 0; h <= other; ++h) std::fill_n(scratch.value_pairs + pair_index(h, other) * kTile, kTile, share(h) * share(other));
+  float scores[kTile];
+  combine(scores, scratch);
+  for (int i = 0; i < count; ++i) out[i] = scores[i] * largest;
+}
+
 void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
   const Rows values = inputs_.cache.values(inputs_.cache.segments().at(segment));
   for (int i = 0; i < count; ++i) prefetch(values, tokens[i], tokens[i] + 1, inputs_.cache.row_bytes());
@@ -122,11 +143,7 @@ void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int co
   load_values(segment, tokens, count, scratch);
   value_pairs(segment, count, scratch);
   float scores[kTile];
-  uint32_t cancelled = 0;
-  if (inputs_.rule.statistic == LPX_JOINT)
-    cancelled = kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, scores) & UINT32_MAX >> (kTile - count);
-  else
-    kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, scores);
+  const uint32_t cancelled = combine(scores, scratch) & UINT32_MAX >> (kTile - count);
   if (cancelled != 0) {
     float slow[kTile];
     joint_term_by_term(segment, count, slow, scratch);

@@ -19,6 +19,9 @@ class Exact {
   // Scores of up to kTile tokens, ascending.
   void scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 
+  // What joint and bound scores are at most, for a value of norm 1 and unweighted: their formulas with s_h s_h' in place of <u_h, u_h'>.
+  void largest_scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+
   // Layer-wide sharing: `scores` of one (layer, sequence), head after head, hold each group's attention; afterwards each head
   // holds the layer's.
   void share(const std::vector<float*>& heads, int64_t count) const;
@@ -26,6 +29,8 @@ class Exact {
   void multiply_values(int64_t segment, const int32_t* tokens, int count, float* scores, Scratch& scratch) const;
 
  private:
+  // Joint and bound scores from scratch.attention_pairs and scratch.value_pairs. Returns what Kernels::joint returns.
+  uint32_t combine(float* out, Scratch& scratch) const;
   void scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void load_values(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   // scratch.value_pairs = <u_h, u_h'> of scratch.values.

@@ -15,7 +15,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kCandidateBlock = 4096;   // tokens whose candidates share tiles
 constexpr double kWorthwhileBudget = 0.25;  // of all entries: above, pruning is not tried
 constexpr double kWorthwhileCandidates = 0.35;
-constexpr double kEnough = 1.05;  // of the budget: exact scores that prove a threshold whatever they are
+constexpr double kTightened = 1.0;    // of the budget: bounds that are tightened before any entry has an exact score
+constexpr double kEnough = 1.05;      // of the budget: exact scores that prove a threshold whatever they are
+constexpr int kWorthTightening = 12;  // attentions of an entry that its exact score costs
+constexpr float kMargin = 1.001f;     // for rounding, of bounds from exact attention
+constexpr float kUnderflow = 1e-18f;  // squares of attention below this vanish in float
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -33,7 +37,8 @@ Pruning::Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLay
       ranking_(workspace, layout, rule, kernels, threads),
       scores_(workspace.take<float>(layout.entries())),
       norms_(workspace.take<float>(layout.entries())),
-      bounds_(workspace.take<uint32_t>(layout.entries())) {}
+      bounds_(workspace.take<uint32_t>(layout.entries())),
+      tight_(workspace.take<bool>(layout.entries())) {}
 
 const char* Pruning::obstacle(const std::vector<Part>& parts) const {
   if (inputs_.rule.statistic != LPX_JOINT && inputs_.rule.statistic != LPX_BOUND) return "no bound for this statistic";
@@ -80,7 +85,8 @@ void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratc
   }
 }
 
-int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
+template <typename Body>
+int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body) {
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = 0; segment < layout_.segments().count(); ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kCandidateBlock) tasks.emplace_back(segment, first);
@@ -91,24 +97,52 @@ int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, 
     const uint32_t from = least[static_cast<size_t>(segment)];
     const uint32_t to = most[static_cast<size_t>(segment)];
     if (from > to) return;
-    const int64_t offset = layout_.offset(segment);
+    const int64_t offset = layout_.offset(segment) + begin;
     int32_t tokens[kCandidateBlock];
-    const int64_t count = kernels_.pick(bounds_ + offset + begin, std::min(kCandidateBlock, layout_.length(segment) - begin), from, to, tokens);
-    for (int64_t t = 0; t < count; ++t) tokens[t] += begin;
+    const int64_t picked = kernels_.pick(bounds_ + offset, std::min(kCandidateBlock, layout_.length(segment) - begin), from, to, tokens);
+    int count = 0;
+    for (int64_t t = 0; t < picked; ++t) {
+      const int32_t token = tokens[t];
+      tokens[count] = begin + token;
+      count += !(loose_only && tight_[offset + token]);
+    }
     const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
-    for (int64_t first = 0; first < count; first += kTile) {
-      for (int64_t t = first + kTile; t < std::min(count, first + 2 * kTile); ++t)
-        prefetch(keys, tokens[t], tokens[t] + 1, inputs_.cache.row_bytes());
-      const auto some = static_cast<int>(std::min<int64_t>(kTile, count - first));
-      float exact[kTile];
-      scoring_.exact().scores(segment, tokens + first, some, exact, scoring_.scratch(worker));
-      for (int t = 0; t < some; ++t) scores_[offset + tokens[first + t]] = exact[t];
+    for (int first = 0; first < count; first += kTile) {
+      for (int t = first + kTile; t < std::min(count, first + 2 * kTile); ++t) prefetch(keys, tokens[t], tokens[t] + 1, inputs_.cache.row_bytes());
+      body(segment, tokens + first, std::min(kTile, count - first), scoring_.scratch(worker));
     }
     total.fetch_add(count, std::memory_order_relaxed);
     progress.advance(0);
   });
   progress.check();
   return total.load();
+}
+
+int64_t Pruning::tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
+  return for_each_between(pool, least, most, true, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+    float largest[kTile];
+    scoring_.exact().largest_scores(segment, tokens, count, largest, scratch);
+    for (int t = 0; t < count; ++t) {
+      const int64_t entry = layout_.offset(segment) + tokens[t];
+      const float tighter = norms_[entry] * largest[t] * kMargin + kUnderflow;
+      if (tighter < std::bit_cast<float>(bounds_[entry])) bounds_[entry] = std::bit_cast<uint32_t>(tighter);
+      tight_[entry] = true;
+    }
+  });
+}
+
+int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
+  return for_each_between(pool, least, most, false, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+    float exact[kTile];
+    scoring_.exact().scores(segment, tokens, count, exact, scratch);
+    for (int t = 0; t < count; ++t) scores_[layout_.offset(segment) + tokens[t]] = exact[t];
+  });
+}
+
+// By the multiply-adds of both. With one query head there is nothing to gain.
+bool Pruning::tightens() const {
+  const int heads = scoring_.attention().heads();
+  return heads > 1 && inputs_.model.head_dim * (heads + 1) >= 2 * kWorthTightening * scoring_.attention().rows();
 }
 
 // True where the scores that were computed are all that matter.
@@ -118,6 +152,7 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
                           [&](int64_t segment, int32_t begin, int32_t end, Scratch& scratch) { bound(segment, begin, end, scratch); }};
   scoring_.find_attention(pool, progress, &observer);
   std::fill_n(scores_, layout_.entries(), -kInfinity);
+  std::fill_n(tight_, layout_.entries(), false);
   const Cuts everything(segments, UINT32_MAX);
   const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of its part's budget reaches
     Cuts least(segments);
@@ -128,11 +163,13 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
     }
     return least;
   };
+  const bool tight = tightens();
+  if (tight) report.candidates += tighten_between(pool, largest(kTightened), everything, progress);
   // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
   Cuts unscored = everything;
   Cuts proven(segments);
-  for (double share = width >= 5 ? 0.57 : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
+  for (double share = width >= 5 ? (tight ? 0.5 : 0.57) : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
     const Cuts next = largest(share);
     report.exact_scores += score_between(pool, next, unscored, progress);
     for (size_t segment = 0; segment < segments; ++segment) unscored[segment] = next[segment] - 1;
@@ -159,7 +196,10 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
                   100.0 * static_cast<double>(left) / static_cast<double>(layout_.entries()));
     return false;
   }
-  report.candidates = left;
+  if (tight)
+    report.candidates += tighten_between(pool, proven, everything, progress);
+  else
+    report.candidates = left;
   report.exact_scores += score_between(pool, proven, unscored, progress);
   return true;
 }

@@ -4,7 +4,8 @@
 //
 // The entries with the largest U get their exact scores. Pooled and ranked, they prove a score that the threshold cannot be below. Entries
 // whose U is below it cannot be kept, nor lift a neighbour by max-pooling to where it would be kept. The others are scored, too. Ranking then
-// ends with the same bits as if every score had been computed.
+// ends with the same bits as if every score had been computed. Where exact scores are dear, because many query heads share an entry, U is
+// tightened before by the exact attention of all pairs of heads.
 #pragma once
 
 #include "cpu/ranking.hpp"
@@ -27,7 +28,14 @@ class Pruning {
   bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
   void measure_values(int64_t segment, int32_t first, int count);
   void bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch);
-  // Exact scores of the entries of each segment whose bound is from `least` to `most`. Returns how many.
+  // Whether an exact score costs so much more than the attention that tightens a bound.
+  bool tightens() const;
+  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is from `least` to `most`, kTile at a
+  // time.
+  template <typename Body>
+  int64_t for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body);
+  // Exact attention of all pairs of heads in place of the scan's bounds. Returns how many.
+  int64_t tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
   int64_t score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
   float weight(Segment s) const;
 
@@ -41,6 +49,7 @@ class Pruning {
   float* norms_;   // [entries] of the values, weighted
   // [entries] the bits of U: it is not below 0, so they are in its order, and NaN is the largest.
   uint32_t* bounds_;
+  bool* tight_;  // [entries] whose bound has been tightened
 };
 
 }  // namespace laprox::cpu

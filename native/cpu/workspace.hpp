@@ -33,7 +33,7 @@ class ScratchPool {
   }
 
  private:
-  static constexpr int64_t kKept = INT64_C(64) << 20;
+  static constexpr int64_t kKept = INT64_C(256) << 20;
   struct Free {
     void operator()(std::byte* block) const { std::free(block); }
   };
