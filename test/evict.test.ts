@@ -249,6 +249,17 @@ describe('the pruned selection', () => {
     }
   })
 
+  it.each([7, 16])('holds where exact scores are dear, since %i query heads share an entry', async (groupSize) => {
+    const setting = large(groupSize, 6, { groupSize, headDim: 128, coherence: 0.95, modelDim: 24 })
+    for (const pooling of POOLINGS) {
+      const report = await expectSameSelection(setting, laprox({ pooling }))
+      expect(report.path).toBe('pruned')
+      expect(report.exactScores).toBeLessThan(report.candidates)
+      await expectSameSelection(setting, laprox({ pooling, scope: 'head', floor: 0.2 }))
+      await expectSameSelection(setting, laprox({ pooling, score: { statistic: 'bound' } }))
+    }
+  })
+
   it('holds for heads of their own lengths in a thinned cache, with norms kept or not', async () => {
     for (const [seed, layout] of OWN_LENGTH_LAYOUTS.entries()) {
       const random = new Random(seed)

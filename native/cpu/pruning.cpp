@@ -139,10 +139,11 @@ int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, 
   });
 }
 
-// By the multiply-adds of both. With one query head there is nothing to gain.
+// By the multiply-adds of both. There is nothing to gain with one query head, or where heads are not joined.
 bool Pruning::tightens() const {
   const int heads = scoring_.attention().heads();
-  return heads > 1 && inputs_.model.head_dim * (heads + 1) >= 2 * kWorthTightening * scoring_.attention().rows();
+  return inputs_.rule.statistic == LPX_JOINT && heads > 1 &&
+         inputs_.model.head_dim * (heads + 1) >= 2 * kWorthTightening * scoring_.attention().rows();
 }
 
 // True where the scores that were computed are all that matter.

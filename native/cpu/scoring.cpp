@@ -14,7 +14,6 @@ std::optional<Attention> attention_of(Workspace& workspace, const ScoreInputs& i
 
 Scoring::Scoring(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed)
     : inputs_(inputs),
-      kernels_(kernels),
       scratch_(scratch_of_threads(workspace, inputs.model, inputs.window == nullptr ? 1 : inputs.window->rows(), kernels, threads)),
       attention_(attention_of(workspace, inputs, kernels, threads, observed)),
       exact_(workspace, inputs, kernels, attention_ ? &*attention_ : nullptr) {}

@@ -36,7 +36,6 @@ class Scoring {
   void for_each_tile(Pool& pool, Progress& progress, Body&& body);
 
   const ScoreInputs& inputs_;
-  const Kernels& kernels_;
   std::vector<Scratch> scratch_;
   std::optional<Attention> attention_;
   Exact exact_;
