@@ -142,10 +142,10 @@ void Attention::reference_from_all(int64_t segment, Scratch& scratch) {
   reference_from(segment, tokens, scratch);
 }
 
-void Attention::scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer, bool again) {
+void Attention::scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer) {
   const Segment s = inputs_.cache.segments().at(segment);
   const Rows keys = inputs_.cache.keys(s);
-  const bool reads_values = observer != nullptr && !again && !inputs_.cache.has_value_norms(s.layer);
+  const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
   const Rows values = inputs_.cache.values(s);
   const int32_t n = inputs_.cache.length(segment);
   uint32_t* to = observer == nullptr ? nullptr : kept_ + kept_offsets_[static_cast<size_t>(segment)];
@@ -158,7 +158,7 @@ void Attention::scan_block(int64_t segment, int64_t block, Scratch& scratch, con
   for (int32_t first = begin; first < std::min(n, begin + kBlock); first += kScanTile) {
     const int count = std::min<int32_t>(kScanTile, n - first);
     for (int i = 0; i < count; ++i) tokens[i] = first + i;
-    if (observer != nullptr && !again) observer->tile(segment, first, count);
+    if (observer != nullptr) observer->tile(segment, first, count);
     Visibility storage;
     ScanTile tile = queries_.tile(kernels_, segment, tokens, count, scratch, storage);
     const void* ahead[2 * kScanTile];
@@ -191,7 +191,7 @@ void Attention::finish(int64_t segment, Scratch& scratch, const Observer* observ
   // A token outside the sample with a logit far above it: start again from all tokens, where no term exceeds 1.
   if (std::any_of(sums.begin(), sums.end(), [](double sum) { return !(sum < kOutgrown); })) {
     reference_from_all(segment, scratch);
-    for (int64_t block = 0; block < blocks(segment); ++block) scan_block(segment, block, scratch, observer, true);
+    for (int64_t block = 0; block < blocks(segment); ++block) scan_block(segment, block, scratch, observer);
     add_up();
   }
   const float* b = references(segment);

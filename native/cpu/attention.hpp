@@ -67,7 +67,7 @@ class Attention {
   void prepare(int64_t segment, Scratch& scratch);
   void reference_from(int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
   void reference_from_all(int64_t segment, Scratch& scratch);
-  void scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer, bool again = false);
+  void scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer);
   void finish(int64_t segment, Scratch& scratch, const Observer* observer);
   void weigh(int64_t segment);
   int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }

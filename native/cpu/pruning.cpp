@@ -85,8 +85,8 @@ void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratc
   }
 }
 
-template <typename Body>
-int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body) {
+template <typename Done, typename Body>
+int64_t Pruning::for_each_from(Pool& pool, const Cuts& least, Progress& progress, Done&& done, Body&& body) {
   std::vector<std::pair<int64_t, int32_t>> tasks;
   for (int64_t segment = 0; segment < layout_.segments().count(); ++segment)
     for (int32_t first = 0; first < layout_.length(segment); first += kCandidateBlock) tasks.emplace_back(segment, first);
@@ -94,17 +94,15 @@ int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& mos
   pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
     if (progress.cancelled()) return;
     const auto [segment, begin] = tasks[static_cast<size_t>(i)];
-    const uint32_t from = least[static_cast<size_t>(segment)];
-    const uint32_t to = most[static_cast<size_t>(segment)];
-    if (from > to) return;
     const int64_t offset = layout_.offset(segment) + begin;
     int32_t tokens[kCandidateBlock];
-    const int64_t picked = kernels_.pick(bounds_ + offset, std::min(kCandidateBlock, layout_.length(segment) - begin), from, to, tokens);
+    const int64_t picked = kernels_.pick(bounds_ + offset, std::min(kCandidateBlock, layout_.length(segment) - begin),
+                                         least[static_cast<size_t>(segment)], UINT32_MAX, tokens);
     int count = 0;
     for (int64_t t = 0; t < picked; ++t) {
       const int32_t token = tokens[t];
       tokens[count] = begin + token;
-      count += !(loose_only && tight_[offset + token]);
+      count += !done(offset + token);
     }
     const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
     for (int first = 0; first < count; first += kTile) {
@@ -118,8 +116,9 @@ int64_t Pruning::for_each_between(Pool& pool, const Cuts& least, const Cuts& mos
   return total.load();
 }
 
-int64_t Pruning::tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
-  return for_each_between(pool, least, most, true, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+int64_t Pruning::tighten_from(Pool& pool, const Cuts& least, Progress& progress) {
+  const auto done = [this](int64_t entry) { return tight_[entry]; };
+  return for_each_from(pool, least, progress, done, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
     float largest[kTile];
     scoring_.exact().largest_scores(segment, tokens, count, largest, scratch);
     for (int t = 0; t < count; ++t) {
@@ -131,8 +130,9 @@ int64_t Pruning::tighten_between(Pool& pool, const Cuts& least, const Cuts& most
   });
 }
 
-int64_t Pruning::score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress) {
-  return for_each_between(pool, least, most, false, progress, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+int64_t Pruning::score_from(Pool& pool, const Cuts& least, Progress& progress) {
+  const auto done = [this](int64_t entry) { return scores_[entry] != -kInfinity; };
+  return for_each_from(pool, least, progress, done, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
     float exact[kTile];
     scoring_.exact().scores(segment, tokens, count, exact, scratch);
     for (int t = 0; t < count; ++t) scores_[layout_.offset(segment) + tokens[t]] = exact[t];
@@ -154,7 +154,6 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
   scoring_.find_attention(pool, progress, &observer);
   std::fill_n(scores_, layout_.entries(), -kInfinity);
   std::fill_n(tight_, layout_.entries(), false);
-  const Cuts everything(segments, UINT32_MAX);
   const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of its part's budget reaches
     Cuts least(segments);
     for (const Part& part : parts) {
@@ -165,15 +164,12 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
     return least;
   };
   const bool tight = tightens();
-  if (tight) report.candidates += tighten_between(pool, largest(kTightened), everything, progress);
+  if (tight) report.candidates += tighten_from(pool, largest(kTightened), progress);
   // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
-  Cuts unscored = everything;
   Cuts proven(segments);
   for (double share = width >= 5 ? (tight ? 0.5 : 0.57) : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
-    const Cuts next = largest(share);
-    report.exact_scores += score_between(pool, next, unscored, progress);
-    for (size_t segment = 0; segment < segments; ++segment) unscored[segment] = next[segment] - 1;
+    report.exact_scores += score_from(pool, largest(share), progress);
     ranking_.rank(pool, parts, scores_, Ranking::Absent::kMinusInfinity, progress);
     bool all = true;
     for (size_t p = 0; p < parts.size(); ++p) {
@@ -198,10 +194,10 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
     return false;
   }
   if (tight)
-    report.candidates += tighten_between(pool, proven, everything, progress);
+    report.candidates += tighten_from(pool, proven, progress);
   else
     report.candidates = left;
-  report.exact_scores += score_between(pool, proven, unscored, progress);
+  report.exact_scores += score_from(pool, proven, progress);
   return true;
 }
 

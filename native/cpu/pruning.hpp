@@ -30,13 +30,13 @@ class Pruning {
   void bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch);
   // Whether an exact score costs so much more than the attention that tightens a bound.
   bool tightens() const;
-  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is from `least` to `most`, kTile at a
-  // time.
-  template <typename Body>
-  int64_t for_each_between(Pool& pool, const Cuts& least, const Cuts& most, bool loose_only, Progress& progress, Body&& body);
-  // Exact attention of all pairs of heads in place of the scan's bounds. Returns how many.
-  int64_t tighten_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
-  int64_t score_between(Pool& pool, const Cuts& least, const Cuts& most, Progress& progress);
+  // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is at least `least`, but for those that are done(entry),
+  // kTile at a time. Returns how many.
+  template <typename Done, typename Body>
+  int64_t for_each_from(Pool& pool, const Cuts& least, Progress& progress, Done&& done, Body&& body);
+  // Exact attention of all pairs of heads in place of the scan's bounds.
+  int64_t tighten_from(Pool& pool, const Cuts& least, Progress& progress);
+  int64_t score_from(Pool& pool, const Cuts& least, Progress& progress);
   float weight(Segment s) const;
 
   const ScoreInputs& inputs_;
