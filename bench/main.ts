@@ -1,34 +1,23 @@
-import { fork } from 'node:child_process'
-import { on, once } from 'node:events'
 import { writeFile } from 'node:fs/promises'
-import { fileURLToPath } from 'node:url'
 import type { BenchmarkJob } from './benchmark-process.js'
 import { benchmarks } from './benchmarks.js'
 import { describeCommit, describeMachine } from './machine.js'
 import type { Measurement, Results } from './measurement.js'
 import { checkFolders, help, type Options, readOptions, readResults, UsageError } from './options.js'
 import { pageFiles } from './page.js'
+import { inProcess } from './process.js'
 import { lines, table } from './table.js'
 
 async function measure({ only, quick, threads }: Options): Promise<Results> {
   const results: Measurement[] = []
   for (const name of only) {
-    for await (const measurement of inProcess({ name, quick, threads })) {
+    const job: BenchmarkJob = { name, quick, threads }
+    for await (const measurement of inProcess<Measurement>('benchmark-process.ts', job)) {
       console.log(lines(measurement))
       results.push(measurement)
     }
   }
   return { machine: await describeMachine(), commit: describeCommit(), date: new Date().toISOString(), quick, results }
-}
-
-async function* inProcess(job: BenchmarkJob): AsyncGenerator<Measurement> {
-  const child = fork(fileURLToPath(new URL('benchmark-process.ts', import.meta.url)), { serialization: 'advanced' })
-  const ended = once(child, 'exit')
-  const messages = on(child, 'message', { close: ['exit'] })
-  child.send(job)
-  for await (const [measurement] of messages) yield measurement as Measurement
-  const [code] = await ended
-  if (code !== 0) throw new Error(`the benchmark ${job.name} ended with code ${code}`)
 }
 
 try {

@@ -1,11 +1,9 @@
-import { fork } from 'node:child_process'
-import { once } from 'node:events'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { generateLayer } from '#lib/cli/synthetic'
 import { jointOperations, llamaShape, writeLayer } from './layer.js'
 import { goal, type Measurement, type Settings, shareOf } from './measurement.js'
 import { tellingMemory } from './memory.js'
+import { inProcess } from './process.js'
 import type { ScoreJob, ScoreOutcome } from './score-process.js'
 import { arithmeticRate, faster, scratchFolder } from './yardstick.js'
 
@@ -16,14 +14,14 @@ export async function* score({ quick, threads }: Settings): AsyncGenerator<Measu
   await writeLayer(file, generateLayer(shape))
   const job = { shape, file, threads }
   const memory = {
-    laprox: (await inProcess({ ...job, engine: 'laprox', rounds: 0 })).memory!,
-    onnx: (await inProcess({ ...job, engine: 'onnxruntime', rounds: 0 })).memory!,
+    laprox: (await perform({ ...job, engine: 'laprox', rounds: 0 })).memory!,
+    onnx: (await perform({ ...job, engine: 'onnxruntime', rounds: 0 })).memory!,
   }
   const rounds = quick ? 3 : 15
   const before = await arithmeticRate(threads)
-  const laprox = await inProcess({ ...job, engine: 'laprox', rounds })
+  const laprox = await perform({ ...job, engine: 'laprox', rounds })
   const rate = faster(before, await arithmeticRate(threads))
-  const onnx = await inProcess({ ...job, engine: 'onnxruntime', rounds })
+  const onnx = await perform({ ...job, engine: 'onnxruntime', rounds })
   const difference = largestDifference(laprox.scores, onnx.scores)
   if (!(difference < 1e-3)) throw new Error(`the scores of laprox and ONNX Runtime differ by ${difference}`)
 
@@ -57,19 +55,13 @@ export async function* score({ quick, threads }: Settings): AsyncGenerator<Measu
   }
 }
 
-async function inProcess(job: ScoreJob): Promise<ScoreOutcome> {
-  const child = fork(fileURLToPath(new URL('score-process.ts', import.meta.url)), {
+async function perform(job: ScoreJob): Promise<ScoreOutcome> {
+  const options = {
     execArgv: [...process.execArgv, '--expose-gc'],
     env: job.rounds === 0 ? { ...process.env, ...tellingMemory } : process.env,
-    serialization: 'advanced',
-  })
-  child.send(job)
-  const ended = once(child, 'exit').then(([code]) => {
-    throw new Error(`scoring with ${job.engine} ended with code ${code}`)
-  })
-  ended.catch(() => {})
-  const [outcome] = await Promise.race([once(child, 'message'), ended])
-  return outcome as ScoreOutcome
+  }
+  for await (const outcome of inProcess<ScoreOutcome>('score-process.ts', job, options)) return outcome
+  throw new Error(`scoring with ${job.engine} ended without an outcome`)
 }
 
 /** Between scores, as a share of the larger. */
