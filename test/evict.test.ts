@@ -329,6 +329,29 @@ describe('the pruned selection', () => {
     expect(report.nonFinite).toBe(2)
   })
 
+  it('computes no exact score of a protected entry that no ranked one pools with', async () => {
+    const { problem, shape } = large(13, 6)
+    const [begin, end] = [400, 600]
+    for (const { segments } of problem.layers) for (const { values } of segments) for (let i = begin * 16; i < end * 16; i++) values[i]! *= 100
+    const policy = laprox({ budget: { ratio: 0.25 }, pinned: [[begin, end]], pooling: { kind: 'max', width: 7 } })
+    const { path, candidates, exactScores, protectedEntries } = await expectSameSelection(setUp(problem, shape), policy)
+    expect(path).toBe('pruned')
+    expect(protectedEntries).toBeGreaterThan(12 * (end - begin))
+    expect(candidates).toBeLessThan(6 * (end - begin))
+    expect(exactScores).toBeLessThan(6 * (end - begin))
+  })
+
+  it('refuses a protected score that is not finite, though it matters to no choice', async () => {
+    const { problem, shape } = large(8, 6)
+    problem.layers[1]!.segments[0]!.values[500 * 16 + 3] = Number.NaN
+    const setting = setUp(problem, shape)
+    const { model, cache, window } = setting
+    const pinned = laprox({ budget: { ratio: 0.25 }, pinned: [[400, 600]] })
+    await expect(selectFrom(model, cache, window, pinned)).rejects.toMatchObject({ code: 'NON_FINITE' })
+    const report = await expectSameSelection(setting, { ...pinned, nonFinite: 'keep' })
+    expect(report.nonFinite).toBe(1)
+  })
+
   it('fails on a key that is not finite as the exhaustive one does', async () => {
     const { problem, shape } = large(9, 6)
     problem.layers[0]!.segments[0]!.keys[1500 * 16] = Number.NaN

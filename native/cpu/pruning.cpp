@@ -85,6 +85,19 @@ void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratc
   }
 }
 
+// Entries that are kept anyway and have no ranked neighbour to pool with, `halo` tokens away or nearer: their scores matter to nobody, unless they
+// are not finite, which somebody wants to be told.
+void Pruning::pass_over_protected(int64_t segment, int halo) {
+  const int32_t length = layout_.length(segment);
+  for (const TokenRange range : layout_.protected_ranges(segment, rule_)) {
+    const int32_t end = range.end == length ? length : range.end - halo;
+    for (int32_t t = range.begin == 0 ? 0 : range.begin + halo; t < end; ++t) {
+      uint32_t& bound = bounds_[layout_.offset(segment) + t];
+      if (std::isfinite(std::bit_cast<float>(bound))) bound = 0;
+    }
+  }
+}
+
 template <typename Done, typename Body>
 int64_t Pruning::for_each_from(Pool& pool, const Cuts& least, Progress& progress, Done&& done, Body&& body) {
   std::vector<std::pair<int64_t, int32_t>> tasks;
@@ -154,10 +167,13 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
   scoring_.find_attention(pool, progress, &observer);
   std::fill_n(scores_, layout_.entries(), -kInfinity);
   std::fill_n(tight_, layout_.entries(), false);
-  const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of its part's budget reaches
+  const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
+  for (int64_t segment = 0; segment < layout_.segments().count(); ++segment) pass_over_protected(segment, width / 2);
+  const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of what its part ranks reaches
     Cuts least(segments);
     for (const Part& part : parts) {
-      const auto count = static_cast<int64_t>(std::ceil(share * static_cast<double>(part.quota)));
+      const int64_t ranked = part.quota - (share == kEnough ? 0 : part.protected_entries);
+      const auto count = static_cast<int64_t>(std::ceil(share * static_cast<double>(ranked)));
       const uint32_t bound = std::max(ranking_.kth_largest(pool, part, bounds_, std::min(count, part.entries)), 1u);
       for (const int64_t segment : part.segments) least[static_cast<size_t>(segment)] = bound;
     }
@@ -166,7 +182,6 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
   const bool tight = tightens();
   if (tight) report.candidates += tighten_from(pool, largest(kTightened), progress);
   // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
-  const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
   Cuts proven(segments);
   for (double share = width >= 5 ? (tight ? 0.5 : 0.57) : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
     report.exact_scores += score_from(pool, largest(share), progress);

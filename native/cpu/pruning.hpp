@@ -28,6 +28,7 @@ class Pruning {
   bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
   void measure_values(int64_t segment, int32_t first, int count);
   void bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch);
+  void pass_over_protected(int64_t segment, int halo);
   // Whether an exact score costs so much more than the attention that tightens a bound.
   bool tightens() const;
   // Calls body(segment, tokens, count, scratch) with the entries of each segment whose bound is at least `least`, but for those that are done(entry),
