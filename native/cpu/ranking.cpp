@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint32_t kForced = UINT32_MAX;  // protected, non-finite, or part of a floor: kept outside the ranking
 constexpr float kAbsent = -std::numeric_limits<float>::infinity();
+constexpr uint32_t kLeastPresent = 0x00800000u;  // the key behind that of kAbsent
 constexpr int kDigits = 3;
 constexpr std::array<int, kDigits> kShifts = {21, 10, 0};
 constexpr std::array<int, kDigits> kBits = {11, 11, 10};
@@ -163,7 +164,7 @@ Threshold Ranking::find_among_few(uint32_t* few, int64_t count, int64_t k) {
   }
 }
 
-// A key that somewhat more than k keys reach, judging by some of them; 0 where they tell nothing.
+// A key that somewhat more than k keys reach, judging by some of them; where they tell nothing, that of any score.
 uint32_t Ranking::guess(const std::vector<Run>& runs, int64_t size, int64_t k, int worker) {
   uint32_t* few = histograms_ + int64_t{worker} * kCopies * kBins;
   const int64_t step = size / kSample + 1;
@@ -178,7 +179,7 @@ uint32_t Ranking::guess(const std::vector<Run>& runs, int64_t size, int64_t k, i
   }
   const double expected = static_cast<double>(k) / static_cast<double>(step);
   const auto rank = static_cast<int64_t>(std::ceil(expected + kDeviations * std::sqrt(expected) + 1));
-  return rank > count ? 0 : find_among_few(few, count, rank).key;
+  return rank > count ? kLeastPresent : std::max(find_among_few(few, count, rank).key, kLeastPresent);
 }
 
 // Keys below what is surely too small are left behind; digit by digit from the top, which bin holds the k-th largest of the rest.
