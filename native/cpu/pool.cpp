@@ -5,7 +5,7 @@
 namespace laprox::cpu {
 namespace {
 
-constexpr int kSpins = 1000;  // some 50 microseconds where a pause takes 140 cycles
+constexpr auto kPatience = std::chrono::microseconds(50);  // as long as it takes to fall asleep and be woken
 // How long a thread computes before it lets others have its processor. The system takes it away at its own ticks alone, milliseconds apart, for
 // which an event loop that was woken would have to wait.
 constexpr auto kTurn = std::chrono::microseconds(250);
@@ -20,17 +20,21 @@ void pause() {
 
 // Whether it came true while one looked.
 template <typename Condition>
-bool spin(int times, Condition&& condition) {
-  for (int i = 0; i < times; ++i) {
-    if (condition()) return true;
-    pause();
-  }
-  return condition();
+bool spin(std::chrono::microseconds patience, Condition&& condition) {
+  constexpr int kLooks = 16;  // at the condition, for one at the clock
+  const auto end = std::chrono::steady_clock::now() + patience;
+  do {
+    for (int i = 0; i < kLooks; ++i) {
+      if (condition()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
 }
 
 }  // namespace
 
-Pool::Pool(int threads) : spins_(threads <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0) {
+Pool::Pool(int threads) : patience_(threads <= static_cast<int>(std::thread::hardware_concurrency()) ? kPatience : kPatience.zero()) {
   workers_.reserve(static_cast<size_t>(threads - 1));
   try {
     for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
@@ -65,7 +69,7 @@ void Pool::run(int64_t count, const std::function<void(int64_t, int)>& task) {
   wake_.notify_all();
   take(0, task);
   const auto done = [this] { return busy_.load(std::memory_order_acquire) == 0; };
-  if (spin(spins_, done)) return;
+  if (spin(patience_, done)) return;
   std::unique_lock<std::mutex> lock(mutex_);
   idle_.wait(lock, done);
 }
@@ -84,8 +88,8 @@ void Pool::take(int worker, const std::function<void(int64_t, int)>& task) {
 void Pool::work(int worker) {
   uint64_t seen = 0;
   const auto wanted = [&] { return stopping_.load(std::memory_order_relaxed) || round_.load(std::memory_order_acquire) != seen; };
-  for (int spins = 0;; spins = spins_) {
-    if (!spin(spins, wanted)) {
+  for (auto patience = patience_.zero();; patience = patience_) {
+    if (!spin(patience, wanted)) {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, wanted);
     }
