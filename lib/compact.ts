@@ -72,7 +72,7 @@ export async function compact(cache: KvCache, selection: Selection, options: Cal
   return call(cache.device, options, async (hooks) =>
     cache.device.backend === 'cuda'
       ? compactOnDevice(cache, state, section, selection, plan, hooks)
-      : (await startCompact(device, cache, state, section, selection, plan, hooks)).cache,
+      : startCompact(device, cache, state, section, selection, plan, hooks),
   )
 }
 
@@ -194,12 +194,14 @@ function rangeOf(tensor: Tensor): { memory: unknown; begin: number; end: number 
   return { memory, begin, end: begin + byteExtent(tensor) }
 }
 
-/** What a compaction writes, and the cache that it leaves. */
-interface Prepared {
+/** What a compaction on a CPU device writes, and the cache that it leaves. */
+export interface Prepared {
   readonly target: Section
+  /** [seconds, pages used of each list or pages freed of each layer] */
   readonly table: Float64Array
   readonly pages: Int32Array
-  finish(): CacheState
+  /** Once it is done; `counts` are the kept tokens of each segment. Ends the cache before where rows moved in it. */
+  finish(counts: Int32Array): KvCache
 }
 
 /** A compaction on a GPU, before its selection is known. */
@@ -355,8 +357,7 @@ function rowsOfLayers(lengths: Int32Array, layers: number): { starts: Int32Array
 
 const noCounts = new Float64Array(0)
 
-/** Compacts, and tells how long it took on the device. */
-export async function startCompact(
+async function startCompact(
   device: NativeHandle,
   cache: KvCache,
   state: CacheState,
@@ -364,25 +365,23 @@ export async function startCompact(
   selection: Selection,
   plan: Plan,
   { progress, flag }: Hooks,
-): Promise<{ readonly cache: KvCache; readonly ms: number }> {
+): Promise<KvCache> {
   const kept = selectionOn(cache.device, state, selection)
-  const prepared = prepare(plan, state, selection)
-  const held: Held<undefined> = [undefined, progress, flag, ...section.buffers, ...kept.buffers, ...prepared.target.buffers]
-  held.push(prepared.table, prepared.pages)
-  await native().compact(device, section.numbers, kept.numbers, prepared.target.numbers, held)
-  const result = cacheOf(cache.device, prepared.finish())
-  if (plan.target === 'in-place') succeed(cache)
-  return { cache: result, ms: prepared.table[0]! * 1000 }
+  const { target, table, pages, finish } = prepare(cache, plan, state, selection.entries, selection.counts)
+  const held: Held<undefined> = [undefined, progress, flag, ...section.buffers, ...kept.buffers, ...target.buffers, table, pages]
+  await native().compact(device, section.numbers, kept.numbers, target.numbers, held)
+  return finish(selection.counts)
 }
 
-function prepare(plan: Plan, state: CacheState, selection: Selection): Prepared {
+/** For at most `rows` kept tokens, and of each segment at most `lengths`. */
+export function prepare(cache: KvCache, plan: Plan, state: CacheState, rows: number, lengths: Int32Array): Prepared {
   switch (plan.target) {
     case 'ragged':
-      return prepareRagged(state, selection)
+      return prepareRagged(cache.device, state, rows)
     case 'in-place':
-      return prepareInPlace(state, selection)
+      return prepareInPlace(cache, state)
     case 'pages':
-      return preparePages(plan, state, selection)
+      return preparePages(cache.device, plan, state, lengths)
   }
 }
 
@@ -394,9 +393,8 @@ const toInPlace = 2
 /** Of a GPU: its memory is the call's own. */
 const raggedTarget: Section = new SectionWriter().push(toRagged, 0, 0, 0, 0).section()
 
-function prepareRagged(state: CacheState, selection: Selection): Prepared {
+function prepareRagged(device: Device, state: CacheState, rows: number): Prepared {
   const { type, headDim, layers } = state
-  const rows = selection.entries
   const axes = axesOf('ragged', 2)
   const flat = {
     keys: newTensor(type, [rows, headDim], 'the kept keys'),
@@ -412,11 +410,10 @@ function prepareRagged(state: CacheState, selection: Selection): Prepared {
     target: writer.section(),
     table: new Float64Array(1),
     pages: noPages,
-    finish() {
-      const lengths = selection.counts
+    finish(lengths) {
       const { starts, ends } = rowsOfLayers(lengths, layers)
       const split = (tensor: Tensor): Tensor[] => Array.from({ length: layers }, (_, i) => rowsOf(tensor, ends[i]!, ends[i + 1]!))
-      return {
+      return cacheOf(device, {
         ...shapeOf(state),
         kind: 'ragged',
         keys: split(flat.keys),
@@ -427,19 +424,23 @@ function prepareRagged(state: CacheState, selection: Selection): Prepared {
         axes,
         tables: undefined,
         starts,
-      }
+      })
     },
   }
 }
 
-function prepareInPlace(state: CacheState, selection: Selection): Prepared {
+function prepareInPlace(cache: KvCache, state: CacheState): Prepared {
   const table = new Float64Array(1 + state.layers)
   const pages = allocate(Int32Array, mostFreed(state), 'the list of freed pages')
   return {
     target: new SectionWriter().push(toInPlace, 0, 0, 0).section(),
     table,
     pages,
-    finish: () => thinned(state, selection.counts, table.subarray(1), pages),
+    finish(lengths) {
+      const result = cacheOf(cache.device, thinned(state, lengths, table.subarray(1), pages))
+      succeed(cache)
+      return result
+    },
   }
 }
 
@@ -458,30 +459,30 @@ function thinned(state: CacheState, lengths: Int32Array, counts: Float64Array, p
   return { ...kept, lengths, freedPages: Array.from({ length: state.layers }, (_, i) => pages.slice(freed[i]!, freed[i + 1]!)) }
 }
 
-function preparePages(plan: Plan & { readonly target: 'pages' }, state: CacheState, selection: Selection): Prepared {
+function preparePages(device: Device, plan: Plan & { readonly target: 'pages' }, state: CacheState, most: Int32Array): Prepared {
   const { layers, sequences, kvHeads } = state
-  const lengths = selection.counts
-  const { writer, planes, width, axes } = pagesTarget(plan, state, lengths)
+  const { writer, planes, width, axes } = pagesTarget(plan, state, most)
   const segments = sequences * kvHeads
   const table = new Float64Array(1 + plan.freePages.length)
-  const pages = allocate(Int32Array, lengths.length * width, 'the page table')
+  const pages = allocate(Int32Array, most.length * width, 'the page table')
   return {
     target: writer.section(),
     table,
     pages,
-    finish: () => ({
-      ...shapeOf(state),
-      kind: 'paged',
-      ...planes,
-      lengths,
-      axes,
-      tables: Array.from(
-        { length: layers },
-        (_, i) => new Tensor('int32', pages.subarray(i * segments * width, (i + 1) * segments * width), [sequences, kvHeads, width]),
-      ),
-      starts: undefined,
-      pagesUsed: Array.from(table.subarray(1)),
-    }),
+    finish: (lengths) =>
+      cacheOf(device, {
+        ...shapeOf(state),
+        kind: 'paged',
+        ...planes,
+        lengths,
+        axes,
+        tables: Array.from(
+          { length: layers },
+          (_, i) => new Tensor('int32', pages.subarray(i * segments * width, (i + 1) * segments * width), [sequences, kvHeads, width]),
+        ),
+        starts: undefined,
+        pagesUsed: Array.from(table.subarray(1)),
+      }),
   }
 }
 

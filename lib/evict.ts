@@ -1,13 +1,13 @@
 import type { KvCache } from './cache.js'
-import { type CallOptions, call, type Hooks, part } from './call.js'
-import { type Plan, planTarget, prepareOnDevice, startCompact, type Target } from './compact.js'
+import { type CallOptions, call, type Hooks } from './call.js'
+import { type Plan, planTarget, prepare, prepareOnDevice, type Target } from './compact.js'
 import { lease } from './device.js'
 import { startWork } from './enqueue.js'
 import type { AttentionModel } from './model.js'
-import { type NativeHandle, native, stage } from './native.js'
+import { type Held, type NativeHandle, native, stage } from './native.js'
 import type { Policy } from './policy.js'
-import { type ScoreInputs, scoreInputs, sectionOf, startScore } from './score.js'
-import { deviceSelection, type Selection, type SelectReport, startSelect, startSelectFrom, tableLength } from './selection.js'
+import { type ScoreInputs, scoreInputs } from './score.js'
+import { deviceSelection, roomFor, type Selection, type SelectReport, selectionOf, tableLength } from './selection.js'
 import type { Window } from './window.js'
 
 /** What {@link evict} takes: where the kept rows go, and how scores come about. */
@@ -55,47 +55,37 @@ export async function evict(
 ): Promise<Eviction> {
   const inputs = scoreInputs(model, cache, window, policy)
   const plan = planTarget(options, inputs.state, inputs.owner)
-  // Several native calls: a disposal of the device in between is to wait for the last.
+  const exhaustive = options.exhaustive === true
+  // On a GPU this may be several native calls: a disposal of the device in between is to wait for the last.
   const release = lease(inputs.owner)
   try {
-    return await call(inputs.owner, options, async (hooks) => {
-      if (inputs.owner.backend === 'cuda') return evictOnDevice(inputs, cache, plan, options.exhaustive === true, hooks)
-      const { selection, ...scoring } = await choose(inputs, options.exhaustive === true, hooks)
-      const { device, state, cache: section } = inputs
-      const moved = await startCompact(device, cache, state, section, selection, plan, part(hooks, 0.9, 1))
-      const report: EvictReport = Object.freeze({
-        ...selection.report,
-        ...scoring,
-        bytesBefore: cache.bytes,
-        bytesAfter: moved.cache.bytes,
-        msCompact: moved.ms,
-      })
-      return { cache: moved.cache, selection, report }
-    })
+    return await call(inputs.owner, options, (hooks) =>
+      inputs.owner.backend === 'cuda' ? evictOnDevice(inputs, cache, plan, exhaustive, hooks) : evictOnHost(inputs, cache, plan, exhaustive, hooks),
+    )
   } finally {
     release()
   }
 }
 
-async function choose(
-  inputs: ScoreInputs,
-  exhaustive: boolean,
-  hooks: Hooks,
-): Promise<{ selection: Selection; exactScores: number; msScore: number }> {
-  if (!exhaustive) {
-    const selection = await startSelectFrom(inputs, part(hooks, 0, 0.9))
-    const { exactScores, msScore } = selection.report
-    return { selection, exactScores, msScore }
+async function evictOnHost(inputs: ScoreInputs, cache: KvCache, plan: Plan, exhaustive: boolean, { progress, flag }: Hooks): Promise<Eviction> {
+  const { model, state, cache: section, window, rules } = inputs
+  const bytesBefore = cache.bytes
+  const { memory, tokens } = roomFor(inputs)
+  const selection = selectionOf(state, memory)
+  const { target, table, pages, finish } = prepare(cache, plan, state, tokens, state.lengths)
+  const held: Held<undefined> = [undefined, progress, flag, ...section.buffers, ...window.buffers, ...target.buffers, memory, table, pages]
+  await native().evict(model, section.numbers, window.numbers, rules.score, rules.select, target.numbers, exhaustive, held)
+  const kept = finish(selection.counts)
+  return {
+    cache: kept,
+    selection,
+    report: Object.freeze({ ...selection.report, bytesBefore, bytesAfter: kept.bytes, msCompact: table[0]! * 1000 }),
   }
-  const scores = await startScore(inputs, part(hooks, 0, 0.8))
-  const selection = await startSelect(inputs.device, scores, sectionOf(scores), inputs.rules, part(hooks, 0.8, 0.9))
-  return { selection, exactScores: scores.data.length, msScore: scores.ms }
 }
 
 async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, exhaustive: boolean, hooks: Hooks): Promise<Eviction> {
   const { owner, device, model, state, cache: section, window, rules } = inputs
   const tokens: NativeHandle = {}
-  const scored: NativeHandle | undefined = exhaustive ? {} : undefined
   const table = new Float64Array(tableLength(state.lengths.length))
   const bytesBefore = cache.bytes
   // Where nothing is to be allocated first, the work is handed over before this call returns.
@@ -104,7 +94,7 @@ async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, ex
   let selection: Selection | undefined
   const result = await prepared.run(cache, async ({ target, rows, pageTable, counts, pages }) => {
     const work = {
-      stages: (exhaustive ? stage.score + stage.select : stage.selectCache) + stage.compact,
+      stages: stage.selectCache + stage.compact + (exhaustive ? stage.exhaustive : 0),
       model,
       cache: section,
       window,
@@ -112,7 +102,6 @@ async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, ex
       selectRule: rules.select,
       target,
       tokens,
-      scored,
       rows,
       pageTable,
       table,
@@ -125,7 +114,6 @@ async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, ex
     selection = made
     return { counts: () => made.counts, numbers }
   })
-  if (scored !== undefined) native().freeMemory(scored)
   const { report } = selection!
   return {
     cache: result,

@@ -6,9 +6,9 @@ import { LaproxError } from './errors.js'
 import { elementBytes, placeOf, type Tensor } from './tensor.js'
 
 /** Raised with every change of the functions, their arguments or a section's numbers: native/addon/addon.cpp has the same number. */
-const bindingVersion = 4
+const bindingVersion = 5
 /** LAPROX_ABI_VERSION of native/include/laprox/laprox.h. */
-const abiVersion = 2
+const abiVersion = 3
 
 /** Stands for a native object. Empty to JavaScript; the native side knows each kind by its type tag. */
 export interface NativeHandle {
@@ -99,6 +99,17 @@ export interface Native {
     selectRule: Float64Array,
     held: Held<T>,
   ): Promise<T>
+  /** CPU: selectCache, of every exact score where `exhaustive`, then compact. Further buffers: the selection's memory, and those of compact. */
+  evict<T>(
+    model: NativeHandle,
+    cache: Float64Array,
+    window: Float64Array,
+    scoreRule: Float64Array,
+    selectRule: Float64Array,
+    target: Float64Array,
+    exhaustive: boolean,
+    held: Held<T>,
+  ): Promise<T>
   /** Further buffer: squared norms [layers, 2] of what keeping changes of the outputs, and of the outputs. `ahead`: see lpx_fidelity. */
   fidelity<T>(model: NativeHandle, cache: Float64Array, window: Float64Array, ahead: number, selection: Float64Array, held: Held<T>): Promise<T>
   /** Further buffers: [seconds, ...pages used or freed], page ids. */
@@ -139,8 +150,8 @@ export interface Native {
   settle(buffer: ArrayBuffer): number
 }
 
-/** The stages of {@link Native.enqueue}. */
-export const stage = { valueNorms: 1, score: 2, select: 4, selectCache: 8, compact: 16 } as const
+/** The stages of {@link Native.enqueue}; `exhaustive`: `selectCache` computes every exact score. */
+export const stage = { valueNorms: 1, score: 2, select: 4, selectCache: 8, compact: 16, exhaustive: 32 } as const
 
 /** What {@link Native.enqueue} tells about the memory it allocated: addresses, the scores' stride, the number of kept rows. */
 export const deviceNumbers = {

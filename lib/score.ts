@@ -397,7 +397,7 @@ async function startScoreOnDevice(inputs: ScoreInputs, hooks: Hooks): Promise<Sc
 
 const noPositions = new Int32Array(0)
 
-export function startScore({ model, state, cache, window, rules }: ScoreInputs, { progress, flag }: Hooks): Promise<Scores> {
+function startScore({ model, state, cache, window, rules }: ScoreInputs, { progress, flag }: Hooks): Promise<Scores> {
   const entries = state.lengths.reduce((sum, length) => sum + length, 0)
   const data = allocate(Float32Array, entries, 'the scores')
   const positions = state.positions === undefined ? undefined : allocate(Int32Array, entries, 'the positions of the scores')

@@ -341,17 +341,28 @@ export function deviceSelection(owner: Device, shape: Shape, table: Float64Array
   return selectionOf(shape, table, memory)
 }
 
-export function startSelect(device: NativeHandle, scores: Scores, section: Section, rules: Rules, hooks: Hooks): Promise<Selection> {
-  const memory = room(rules.policy, scores, scores.data.length, scores.bytesPerEntry)
+function startSelect(device: NativeHandle, scores: Scores, section: Section, rules: Rules, hooks: Hooks): Promise<Selection> {
+  const { memory } = room(rules.policy, scores, scores.data.length, scores.bytesPerEntry)
   const held: Held<Selection> = [selectionOf(scores, memory), hooks.progress, hooks.flag, ...section.buffers, memory]
   return native().select(device, section.numbers, rules.select, held)
 }
 
-/** Memory for what a policy keeps of so many entries. */
-function room(policy: Policy, { layers, sequences, kvHeads }: Shape, entries: number, bytesPerEntry: number): Float64Array {
+/** Memory on the host for what a policy keeps of so many entries, and how many that is at most. */
+interface Room {
+  readonly memory: Float64Array
+  readonly tokens: number
+}
+
+function room(policy: Policy, { layers, sequences, kvHeads }: Shape, entries: number, bytesPerEntry: number): Room {
   const segments = layers * sequences * kvHeads
   const tokens = mostKept(policy, entries, sequences, segments, bytesPerEntry)
-  return allocate(Float64Array, tableLength(segments) + Math.ceil(tokens / 2), 'the selection')
+  return { memory: allocate(Float64Array, tableLength(segments) + Math.ceil(tokens / 2), 'the selection'), tokens }
+}
+
+/** For a selection straight from a cache. */
+export function roomFor({ state, rules }: ScoreInputs): Room {
+  const entries = state.lengths.reduce((sum, length) => sum + length, 0)
+  return room(rules.policy, state, entries, 2 * state.headDim * elementBytes(state.type))
 }
 
 /**
@@ -372,11 +383,10 @@ export async function selectFrom(
   return call(inputs.owner, options, (hooks) => startSelectFrom(inputs, hooks))
 }
 
-export function startSelectFrom(inputs: ScoreInputs, { progress, flag, streams }: Hooks): Promise<Selection> {
+function startSelectFrom(inputs: ScoreInputs, { progress, flag, streams }: Hooks): Promise<Selection> {
   const { model, state, cache, window, rules } = inputs
   if (inputs.owner.backend === 'cuda') return startSelectFromOnDevice(inputs, { progress, flag, streams })
-  const entries = state.lengths.reduce((sum, length) => sum + length, 0)
-  const memory = room(rules.policy, state, entries, 2 * state.headDim * elementBytes(state.type))
+  const { memory } = roomFor(inputs)
   const held: Held<Selection> = [selectionOf(state, memory), progress, flag, ...cache.buffers, ...window.buffers, memory]
   return native().selectCache(model, cache.numbers, window.numbers, rules.score, rules.select, held)
 }

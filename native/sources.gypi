@@ -63,6 +63,7 @@
       "native/addon/compact.cpp",
       "native/addon/device.cpp",
       "native/addon/environment.cpp",
+      "native/addon/evict.cpp",
       "native/addon/exchange.cpp",
       "native/addon/fidelity.cpp",
       "native/addon/job.cpp",
@@ -71,7 +72,8 @@
       "native/addon/pipeline.cpp",
       "native/addon/score.cpp",
       "native/addon/select.cpp",
-      "native/addon/stream_job.cpp"
+      "native/addon/stream_job.cpp",
+      "native/addon/target.cpp"
     ],
     "laprox_headers": [
       "native/include/laprox/laprox.h"

@@ -50,7 +50,7 @@ it('refuses a library of another version', async () => {
   writeFileSync(path, 'module.exports = { abiVersion: 0, bindingVersion: 1, version: "0.0.1" }')
   const error = await load(path)
   expect(error).toMatchObject({ code: 'NATIVE_VERSION' })
-  expect((error as Error).message).toContain(`${path} has interface version 0.1; this laprox needs 2.4`)
+  expect((error as Error).message).toContain(`${path} has interface version 0.1; this laprox needs 3.5`)
   expect((error as Error).message).toContain('npm run build:native')
 })
 

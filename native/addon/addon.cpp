@@ -2,6 +2,7 @@
 #include "addon/compact.hpp"
 #include "addon/device.hpp"
 #include "addon/environment.hpp"
+#include "addon/evict.hpp"
 #include "addon/fidelity.hpp"
 #include "addon/memory.hpp"
 #include "addon/model.hpp"
@@ -13,7 +14,7 @@ namespace laprox::addon {
 namespace {
 
 // Raised with every change of the functions, their arguments or a section's numbers: lib/native.ts has the same number.
-constexpr int kBindingVersion = 4;
+constexpr int kBindingVersion = 5;
 
 // (LaproxError): the class that native errors are made of.
 Napi::Value initialize(const Napi::CallbackInfo& info) {
@@ -57,6 +58,7 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   add<score>(exports, "score", environment);
   add<select>(exports, "select", environment);
   add<select_cache>(exports, "selectCache", environment);
+  add<evict>(exports, "evict", environment);
   add<fidelity>(exports, "fidelity", environment);
   add<compact>(exports, "compact", environment);
   add<value_norms>(exports, "valueNorms", environment);

@@ -14,8 +14,8 @@
 namespace laprox::addon {
 namespace {
 
-// The stages of a call, as lib/native.ts names them.
-enum Stage : int64_t { kValueNorms = 1, kScore = 2, kSelect = 4, kSelectCache = 8, kCompact = 16 };
+// The stages of a call, as lib/native.ts names them; kExhaustive: kSelectCache computes every exact score.
+enum Stage : int64_t { kValueNorms = 1, kScore = 2, kSelect = 4, kSelectCache = 8, kCompact = 16, kExhaustive = 32 };
 
 // What comes back as numbers, in the order of lib/native.ts.
 enum Number { kTokens, kScores, kStride, kRows, kKeys, kValues, kPositions, kNorms, kTable, kNumbers };
@@ -58,7 +58,7 @@ class Pipeline : public StreamJob {
     if (!info[4].IsNull()) cache_.emplace(section(info[4]));
     if (!info[5].IsNull()) window_.emplace(section(info[5]));
     if (!info[6].IsNull()) score_rule_.emplace(section(info[6]));
-    if (!info[7].IsNull()) select_rule_.emplace(section(info[7]));
+    if (!info[7].IsNull()) select_rule_.emplace(section(info[7])).desc.exhaustive = has(kExhaustive) ? 1 : 0;
     if (!info[8].IsNull()) scores_.emplace(section(info[8]));
     read_shape();
     if (!info[9].IsNull()) read_selection(section(info[9]));

@@ -52,46 +52,10 @@ class ScoresArguments {
   std::vector<int64_t> offsets_;
 };
 
-// A job that writes a selection. All of it goes to one Float64Array: [segments + 1] offsets, the numbers of the report and the
-// bytes of its `fallback`, then the tokens.
-class SelectionJob : public Job {
- protected:
-  using Job::Job;
-
-  void write_to(const Buffer& memory, int64_t segments) {
-    offsets_.resize(static_cast<size_t>(segments) + 1);
-    const int64_t table = table_length(segments);
-    const int64_t tokens = memory.bytes / 8 - table;
-    if (tokens < 0) fail("OUT_OF_BOUNDS", "a selection's memory has %lld bytes", static_cast<long long>(memory.bytes));
-    table_ = elements<double>(memory, 0, table + tokens);
-    out_.size = sizeof out_;
-    out_.tokens = reinterpret_cast<int32_t*>(table_ + table);
-    out_.capacity = 2 * tokens;
-    out_.offsets = offsets_.data();
-    report_.size = sizeof report_;
-  }
-
-  lpx_status run() final {
-    const lpx_status status = select(out_, report_);
-    if (status == LPX_OK) write_table(table_, offsets_.data(), static_cast<int64_t>(offsets_.size()) - 1, report_);
-    return status;
-  }
-
-  virtual lpx_status select(const lpx_selection& out, lpx_report& report) = 0;
-
- private:
-  std::vector<int64_t> offsets_;
-  double* table_ = nullptr;
-  lpx_selection out_{};
-  lpx_report report_{};
-};
-
-class SelectJob : public SelectionJob {
+class SelectJob : public Job {
  public:
   SelectJob(const Napi::CallbackInfo& info, const std::shared_ptr<Device>& device)
-      : SelectionJob(device, info[3]), scores_(section(info[1])), rule_(section(info[2])) {
-    write_to(next_buffer(), scores_.segments());
-  }
+      : Job(device, info[3]), scores_(section(info[1])), rule_(section(info[2])), selection_(next_buffer(), scores_.segments()) {}
 
   // Ranking takes up to 10 ns a score, mean pooling as much again for each neighbour; a segment that is ranked alone takes
   // 2 µs, a pinned range in it a tenth of one.
@@ -104,31 +68,35 @@ class SelectJob : public SelectionJob {
   }
 
  private:
-  lpx_status select(const lpx_selection& out, lpx_report& report) override {
-    return lpx_select(device().handle(), &scores_.desc, &rule_.desc, &out, &report, call());
+  lpx_status run() override {
+    const lpx_status status = lpx_select(device().handle(), &scores_.desc, &rule_.desc, &selection_.desc, &selection_.report, call());
+    if (status == LPX_OK) selection_.write();
+    return status;
   }
 
   const ScoresArguments scores_;
   const SelectRuleArguments rule_;
+  SelectionOutput selection_;
 };
 
-class SelectCacheJob : public SelectionJob {
+class SelectCacheJob : public Job {
  public:
   SelectCacheJob(const Napi::CallbackInfo& info, std::shared_ptr<Model> model)
-      : SelectionJob(model->device(), info[5]),
+      : Job(model->device(), info[5]),
         model_(std::move(model)),
         cache_(section(info[1])),
         window_(section(info[2])),
         score_rule_(section(info[3])),
-        select_rule_(section(info[4])) {
-    write_to(next_buffer(), cache_.segments());
-  }
+        select_rule_(section(info[4])),
+        selection_(next_buffer(), cache_.segments()) {}
 
  private:
-  lpx_status select(const lpx_selection& out, lpx_report& report) override {
+  lpx_status run() override {
     cache_.copy_tables();
-    return lpx_select_cache(model_->handle(), &cache_.desc(), window_.desc(), &score_rule_.desc(cache_.desc().layers), &select_rule_.desc, &out,
-                            &report, call());
+    const lpx_status status = lpx_select_cache(model_->handle(), &cache_.desc(), window_.desc(), &score_rule_.desc(cache_.desc().layers),
+                                               &select_rule_.desc, &selection_.desc, &selection_.report, call());
+    if (status == LPX_OK) selection_.write();
+    return status;
   }
 
   const std::shared_ptr<Model> model_;
@@ -136,6 +104,7 @@ class SelectCacheJob : public SelectionJob {
   const WindowArguments window_;
   const ScoreRuleArguments score_rule_;
   const SelectRuleArguments select_rule_;
+  SelectionOutput selection_;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include "addon/arguments.hpp"
 
@@ -25,5 +26,33 @@ inline void write_table(double* out, const int64_t* offsets, int64_t segments, c
   *out++ = report.select_seconds;
   std::memcpy(out, report.fallback, sizeof report.fallback);
 }
+
+// A selection that a call on a CPU device writes to one Float64Array: the table, and behind it the tokens.
+class SelectionOutput {
+ public:
+  SelectionOutput(const Buffer& memory, int64_t segments) : offsets_(static_cast<size_t>(segments) + 1) {
+    const int64_t table = table_length(segments);
+    const int64_t tokens = memory.bytes / 8 - table;
+    if (tokens < 0) fail("OUT_OF_BOUNDS", "a selection's memory has %lld bytes", static_cast<long long>(memory.bytes));
+    table_ = elements<double>(memory, 0, table + tokens);
+    desc.size = sizeof desc;
+    desc.tokens = reinterpret_cast<int32_t*>(table_ + table);
+    desc.capacity = 2 * tokens;
+    desc.offsets = offsets_.data();
+    report.size = sizeof report;
+  }
+  SelectionOutput(const SelectionOutput&) = delete;
+  SelectionOutput& operator=(const SelectionOutput&) = delete;
+
+  // Once `desc` and `report` are there.
+  void write() const { write_table(table_, offsets_.data(), static_cast<int64_t>(offsets_.size()) - 1, report); }
+
+  lpx_selection desc{};
+  lpx_report report{};
+
+ private:
+  std::vector<int64_t> offsets_;
+  double* table_ = nullptr;
+};
 
 }  // namespace laprox::addon

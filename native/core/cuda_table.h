@@ -8,7 +8,7 @@
 #include "laprox/laprox.h"
 
 /* Raised with every change of this file. */
-#define LAPROX_CUDA_TABLE_VERSION 2
+#define LAPROX_CUDA_TABLE_VERSION 3
 #define LAPROX_CUDA_TABLE_SYMBOL "laprox_cuda_table"
 
 #ifdef __cplusplus

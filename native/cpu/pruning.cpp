@@ -41,6 +41,7 @@ Pruning::Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLay
       tight_(workspace.take<bool>(layout.entries())) {}
 
 const char* Pruning::obstacle(const std::vector<Part>& parts) const {
+  if (rule_.exhaustive != 0) return "";
   if (inputs_.rule.statistic != LPX_JOINT && inputs_.rule.statistic != LPX_BOUND) return "no bound for this statistic";
   if (rule_.pooling == LPX_POOL_MEAN && rule_.pooling_width > 1) return "mean pooling needs every score";
   int64_t quota = 0;

@@ -24,6 +24,7 @@ Text text_of(const char* sentence) {
 
 // What is known of it before lengths are.
 const char* obstacle_of(const lpx_score_rule& rule, const lpx_select_rule& select, double worthwhile_budget) {
+  if (select.exhaustive != 0) return "";
   if (rule.statistic != LPX_JOINT && rule.statistic != LPX_BOUND) return "no bound for this statistic";
   if (select.pooling == LPX_POOL_MEAN && select.pooling_width > 1) return "mean pooling needs every score";
   if (select.budget == LPX_BUDGET_RATIO && select.ratio > worthwhile_budget) return "the budget is large";

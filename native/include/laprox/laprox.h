@@ -26,7 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LAPROX_ABI_VERSION 2
+#define LAPROX_ABI_VERSION 3
 
 #if defined(_WIN32)
 #define LAPROX_API __declspec(dllexport)
@@ -420,6 +420,7 @@ typedef struct lpx_select_rule {
   const lpx_range* pinned; /* [pinned_count] host */
   int32_t pinned_count;
   lpx_non_finite non_finite;
+  int32_t exhaustive; /* straight from a cache: 1 computes every exact score, though bounds may rule most out; the same is kept */
 } lpx_select_rule;
 
 /* Kept tokens of segment x, ascending: tokens[offsets[x] .. offsets[x + 1]). CUDA: all offsets are 0 after an error that the device found. */
