@@ -410,21 +410,15 @@ void Ranking::emit(Pool& pool, const std::vector<Part>& parts, const lpx_selecti
     const uint32_t* key = keys(run.piece);
     const uint32_t threshold = thresholds_[run.part].key;
     int32_t* to = out.tokens + run.offset;
-    // Written without a branch a token: the last write of a group may be one too many, so the end goes through a buffer.
-    std::array<int32_t, kGroup + 1> buffer;
-    const int32_t* end_of_run = to + run.above + run.ties;
+    int32_t picked[kPoolChunk];
     const int64_t size = run.piece.end - run.piece.begin;
-    for (int64_t first = 0; first < size; first += kGroup) {
-      const int64_t end = std::min(first + kGroup, size);
-      const bool direct = end_of_run - to > kGroup;
-      int32_t* next = direct ? to : buffer.data();
-      for (int64_t t = first; t < end; ++t) {
-        const bool tie = key[t] == threshold && run.ties > 0;
-        run.ties -= tie;
-        *next = static_cast<int32_t>(run.piece.begin + t);
-        next += (key[t] > threshold) | tie;
+    for (int64_t first = 0; first < size; first += kPoolChunk) {
+      const int64_t count = kernels_.pick(key + first, std::min<int64_t>(kPoolChunk, size - first), threshold, UINT32_MAX, picked);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t t = first + picked[i];
+        if (key[t] == threshold && run.ties-- <= 0) continue;
+        *to++ = static_cast<int32_t>(run.piece.begin + t);
       }
-      to = direct ? next : std::copy(buffer.data(), next, to);
     }
   });
 }
