@@ -83,6 +83,8 @@ void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratc
     kernels_.load(LPX_F32, scratch.rows, count, rows.squares(), scratch.squares);
     kernels_.upper_bounds(scratch.squares, rows.squares(), singular, attention.heads(), rows.parts(), norms, bounds);
     for (int t = 0; t < count; ++t) bounds_[entry + t] = std::bit_cast<uint32_t>(bounds[t]);
+    std::fill_n(scores_ + entry, count, -kInfinity);
+    std::fill_n(tight_ + entry, count, false);
   }
 }
 
@@ -160,14 +162,11 @@ bool Pruning::tightens() const {
          inputs_.model.head_dim * (heads + 1) >= 2 * kWorthTightening * scoring_.attention().rows();
 }
 
-// True where the scores that were computed are all that matter.
-bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
+Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
   const auto segments = static_cast<size_t>(layout_.segments().count());
   const Observer observer{[&](int64_t segment, int32_t first, int count) { measure_values(segment, first, count); },
                           [&](int64_t segment, int32_t begin, int32_t end, Scratch& scratch) { bound(segment, begin, end, scratch); }};
   scoring_.find_attention(pool, progress, &observer);
-  std::fill_n(scores_, layout_.entries(), -kInfinity);
-  std::fill_n(tight_, layout_.entries(), false);
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
   for (int64_t segment = 0; segment < layout_.segments().count(); ++segment) pass_over_protected(segment, width / 2);
   const auto largest = [&](double share) {  // for each segment, the bound above 0 that this share of what its part ranks reaches
@@ -207,27 +206,29 @@ bool Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& repo
   if (static_cast<double>(left) > kWorthwhileCandidates * static_cast<double>(layout_.entries())) {
     std::snprintf(report.fallback, sizeof report.fallback, "%.0f %% of the entries are candidates",
                   100.0 * static_cast<double>(left) / static_cast<double>(layout_.entries()));
-    return false;
+    return Outcome::kUnproven;
   }
   if (tight)
     report.candidates += tighten_from(pool, proven, progress);
   else
     report.candidates = left;
-  report.exact_scores += score_from(pool, proven, progress);
-  return true;
+  const int64_t others = score_from(pool, proven, progress);
+  report.exact_scores += others;
+  return others == 0 ? Outcome::kRanked : Outcome::kScored;
 }
 
 void Pruning::run(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out, lpx_report& report, const lpx_call& call) {
   const auto start = std::chrono::steady_clock::now();
   Progress progress(call, scoring_.work());
   const char* why_not = obstacle(parts);
-  bool pruned = false;
+  auto outcome = Outcome::kUnproven;
   if (why_not != nullptr) {
     std::snprintf(report.fallback, sizeof report.fallback, "%s", why_not);
     scoring_.find_attention(pool, progress, nullptr);
   } else {
-    pruned = layout_.entries() > 0 && prune(pool, parts, report, progress);
+    outcome = layout_.entries() > 0 ? prune(pool, parts, report, progress) : outcome;
   }
+  const bool pruned = outcome != Outcome::kUnproven;
   if (!pruned) {
     scoring_.score_all(pool, layout_, scores_, progress);
     report.candidates = layout_.entries();
@@ -236,7 +237,7 @@ void Pruning::run(Pool& pool, const std::vector<Part>& parts, const lpx_selectio
   report.path = pruned ? LPX_PATH_PRUNED : LPX_PATH_FULL;
   report.score_seconds = seconds_since(start);
   const auto ranking_start = std::chrono::steady_clock::now();
-  ranking_.rank(pool, parts, scores_, pruned ? Ranking::Absent::kMinusInfinity : Ranking::Absent::kNone, progress);
+  if (outcome != Outcome::kRanked) ranking_.rank(pool, parts, scores_, pruned ? Ranking::Absent::kMinusInfinity : Ranking::Absent::kNone, progress);
   report.non_finite = ranking_.non_finite();
   ranking_.emit(pool, parts, out);
   report.select_seconds = seconds_since(ranking_start);

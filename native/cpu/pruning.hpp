@@ -25,7 +25,9 @@ class Pruning {
 
   // Why bounds cannot be used or would not pay; null where they can.
   const char* obstacle(const std::vector<Part>& parts) const;
-  bool prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
+  // Whether exact scores of all that matter are there, and whether the last ranking was of all of them.
+  enum class Outcome { kUnproven, kScored, kRanked };
+  Outcome prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
   void measure_values(int64_t segment, int32_t first, int count);
   void bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch);
   void pass_over_protected(int64_t segment, int halo);
