@@ -464,7 +464,7 @@ function preparePages(device: Device, plan: Plan & { readonly target: 'pages' },
   const { writer, planes, width, axes } = pagesTarget(plan, state, most)
   const segments = sequences * kvHeads
   const table = new Float64Array(1 + plan.freePages.length)
-  const pages = allocate(Int32Array, most.length * width, 'the page table')
+  const pages = newTensor('int32', [most.length * width], 'the page table').data
   return {
     target: writer.section(),
     table,
@@ -536,7 +536,7 @@ function shapeOf({
   return { type, layers, sequences, kvHeads, headDim, contextLengths: contexts }
 }
 
-/** For rows that are all written: its data are what the memory happens to hold, since zeros would cost the JavaScript thread milliseconds. */
+/** For rows, and page tables, that are all written: its data are what the memory happens to hold, since zeros would cost the JavaScript thread milliseconds. */
 function newTensor<T extends 'float32' | 'float16' | 'bfloat16' | 'int32'>(type: T, dims: readonly number[], at: string): Tensor<T> {
   const array = { float32: Float32Array, float16: Uint16Array, bfloat16: Uint16Array, int32: Int32Array }[type]
   const size = dims.reduce((product, dim) => product * dim, 1)

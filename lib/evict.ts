@@ -39,7 +39,8 @@ export interface Eviction {
 
 /**
  * Scores, selects and compacts in one call: {@link selectFrom}, then {@link compact}. On a GPU all of it is put on the stream at
- * once, and nothing comes back before its end.
+ * once, and nothing comes back before its end. Into pages, tables have room for as many as all tokens of a head would take, and are filled with -1:
+ * what each head keeps is known too late for narrower ones.
  *
  *     const { cache: kept, selection, report } = await evict(model, cache, { queries }, policies.laprox({ keep: 0.05 }))
  *

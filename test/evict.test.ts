@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import {
   type AttentionModel,
+  compact,
   Device,
   evict,
   type KvCache,
@@ -10,6 +11,7 @@ import {
   score,
   select,
   selectFrom,
+  Tensor,
   type Window,
 } from '../lib/index.js'
 import { float64 } from './oracle/arithmetic.js'
@@ -419,6 +421,43 @@ describe('evict', () => {
       for (const time of [result.report.msScore, result.report.msSelect, result.report.msCompact]) expect(time).toBeGreaterThanOrEqual(0)
       result.cache.dispose()
     }
+  })
+
+  it.each(['ragged', 'pages', 'in-place'] as const)('leaves what a selection and a compaction leave: %s', async (target) => {
+    // Each in memory of its own.
+    const setting = () => {
+      const { model, cache, window } = large(14, 6, { positions: true })
+      const pool = () => Tensor.zeros('bfloat16', [200, 16, 16])
+      const pages = { target: 'pages', keys: [pool()], values: [pool()], freePages: Int32Array.from({ length: 200 }, (_, i) => 199 - i) } as const
+      return { model, cache, window, options: target === 'pages' ? pages : { target } }
+    }
+    const left = (cache: KvCache) =>
+      [0, 1, 2].map((layer) => ({
+        keys: cache.keys(layer).data,
+        values: cache.values(layer).data,
+        positions: cache.positions(layer).data,
+        // A table of an eviction has room for more.
+        pages: target === 'pages' && [...cache.pageTable(layer).data].filter((id) => id !== -1),
+        freed: target === 'in-place' && cache.freedPages![layer],
+        lengths: cache.lengths(layer),
+      }))
+    const one = setting()
+    const evicted = await evict(one.model, one.cache, one.window, policy, one.options)
+    const other = setting()
+    const selection = await selectFrom(other.model, other.cache, other.window, policy)
+    const compacted = await compact(other.cache, selection, other.options)
+    expect(left(evicted.cache)).toEqual(left(compacted))
+    expect(evicted.cache.pagesUsed).toEqual(compacted.pagesUsed)
+  })
+
+  it('leaves the cache and the pool as they were where there are too few pages', async () => {
+    const { model, cache, window } = large(15, 6)
+    const before = [0, 1, 2].map((layer) => cache.keys(layer).data.slice())
+    const pool = { keys: [Tensor.zeros('bfloat16', [20, 16, 16])], values: [Tensor.zeros('bfloat16', [20, 16, 16])] }
+    const freePages = Int32Array.from(Array(20).keys())
+    await expect(evict(model, cache, window, policy, { target: 'pages', ...pool, freePages })).rejects.toMatchObject({ code: 'OUT_OF_PAGES' })
+    expect([0, 1, 2].map((layer) => cache.keys(layer).data)).toEqual(before)
+    for (const { data } of [...pool.keys, ...pool.values]) expect(data.every((bits) => bits === 0)).toBe(true)
   })
 
   it('keeps floor(ratio * entries) of every sequence', async () => {
