@@ -367,14 +367,14 @@ async function startCompact(
   { progress, flag }: Hooks,
 ): Promise<KvCache> {
   const kept = selectionOn(cache.device, state, selection)
-  const { target, table, pages, finish } = prepare(cache, plan, state, selection.entries, selection.counts)
+  const { target, table, pages, finish } = prepareOnHost(cache, plan, state, selection.entries, selection.counts)
   const held: Held<undefined> = [undefined, progress, flag, ...section.buffers, ...kept.buffers, ...target.buffers, table, pages]
   await native().compact(device, section.numbers, kept.numbers, target.numbers, held)
   return finish(selection.counts)
 }
 
 /** For at most `rows` kept tokens, and of each segment at most `lengths`. */
-export function prepare(cache: KvCache, plan: Plan, state: CacheState, rows: number, lengths: Int32Array): Prepared {
+export function prepareOnHost(cache: KvCache, plan: Plan, state: CacheState, rows: number, lengths: Int32Array): Prepared {
   switch (plan.target) {
     case 'ragged':
       return prepareRagged(cache.device, state, rows)

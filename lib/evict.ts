@@ -1,6 +1,6 @@
 import type { KvCache } from './cache.js'
 import { type CallOptions, call, type Hooks } from './call.js'
-import { type Plan, planTarget, prepare, prepareOnDevice, type Target } from './compact.js'
+import { type Plan, planTarget, prepareOnDevice, prepareOnHost, type Target } from './compact.js'
 import { lease } from './device.js'
 import { startWork } from './enqueue.js'
 import type { AttentionModel } from './model.js'
@@ -73,7 +73,7 @@ async function evictOnHost(inputs: ScoreInputs, cache: KvCache, plan: Plan, exha
   const bytesBefore = cache.bytes
   const { memory, tokens } = roomFor(inputs)
   const selection = selectionOf(state, memory)
-  const { target, table, pages, finish } = prepare(cache, plan, state, tokens, state.lengths)
+  const { target, table, pages, finish } = prepareOnHost(cache, plan, state, tokens, state.lengths)
   const held: Held<undefined> = [undefined, progress, flag, ...section.buffers, ...window.buffers, ...target.buffers, memory, table, pages]
   await native().evict(model, section.numbers, window.numbers, rules.score, rules.select, target.numbers, exhaustive, held)
   const kept = finish(selection.counts)

@@ -347,4 +347,29 @@ void SelectionArguments::copy() {
   desc.offsets = offsets_.data();
 }
 
+TargetArguments::TargetArguments(Section section, lpx_dtype dtype) {
+  desc.size = sizeof desc;
+  desc.target = section.choice<lpx_target>();
+  desc.table_width = section.int32();
+  if (desc.table_width < 0) fail("INVALID_ARGUMENT", "the page table's width is %d; expected 0 or more", desc.table_width);
+  desc.layers = section.int32();
+  for (int32_t i = 0; i < desc.layers; ++i) {
+    lpx_cache_layer layer{};
+    read_planes(section, dtype, layer);
+    layer.page_size = section.int32();
+    layer.pages_per_row = 1;
+    layers.push_back(layer);
+  }
+  desc.layer = layers.empty() ? nullptr : layers.data();
+  desc.free_list_count = section.int32();
+  for (int32_t i = 0; i < desc.free_list_count; ++i) {
+    const Buffer* pages = section.buffer();
+    if (pages == nullptr) fail("INVALID_ARGUMENT", "free list %d has no buffer", i);
+    free_list_buffers.push_back(pages);
+    free_lists.push_back({elements<int32_t>(*pages, 0, pages->bytes / 4), pages->bytes / 4});
+  }
+  desc.free_lists = free_lists.data();
+  if (section.on_device()) desc.freed_capacity = section.integer();
+}
+
 }  // namespace laprox::addon

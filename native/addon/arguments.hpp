@@ -168,6 +168,17 @@ class SelectionArguments {
   std::vector<int64_t> offsets_;
 };
 
+// Where a compaction puts rows. What it tells is left to the caller.
+struct TargetArguments {
+  TargetArguments(Section section, lpx_dtype dtype);
+  TargetArguments(const TargetArguments&) = delete;
+  TargetArguments& operator=(const TargetArguments&) = delete;
+  lpx_compaction desc{};
+  std::vector<lpx_cache_layer> layers;
+  std::vector<lpx_free_list> free_lists;
+  std::vector<const Buffer*> free_list_buffers;
+};
+
 // Four planes: key, value, position, value norm.
 void read_planes(Section& section, lpx_dtype dtype, lpx_cache_layer& layer);
 

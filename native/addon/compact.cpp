@@ -24,7 +24,7 @@ class CompactJob : public Job {
 
   CacheArguments cache_;
   SelectionArguments selection_;
-  TargetArguments target_;
+  HostTarget target_;
 };
 
 }  // namespace

@@ -42,7 +42,7 @@ class EvictJob : public Job {
   const WindowArguments window_;
   const ScoreRuleArguments score_rule_;
   SelectRuleArguments select_rule_;
-  TargetArguments target_;
+  HostTarget target_;
   SelectionOutput selection_;
 };
 

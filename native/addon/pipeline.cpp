@@ -62,7 +62,7 @@ class Pipeline : public StreamJob {
     if (!info[8].IsNull()) scores_.emplace(section(info[8]));
     read_shape();
     if (!info[9].IsNull()) read_selection(section(info[9]));
-    if (!info[10].IsNull()) read_target(section(info[10]));
+    if (!info[10].IsNull()) target_.emplace(section(info[10]), cache_->desc().dtype);
     const Napi::Array handles = info[11].As<Napi::Array>();
     const auto memory = [&](uint32_t index, std::shared_ptr<Memory>& to) {
       if (!handles.Get(index).IsObject()) return;
@@ -82,7 +82,7 @@ class Pipeline : public StreamJob {
  private:
   bool has(Stage stage) const { return (stages_ & stage) != 0; }
   bool selects() const { return has(kSelect) || has(kSelectCache); }
-  bool changes_inputs() const override { return has(kCompact) && target_.target == LPX_TO_IN_PLACE; }
+  bool changes_inputs() const override { return has(kCompact) && target_->desc.target == LPX_TO_IN_PLACE; }
   int64_t segments() const { return int64_t{layers_} * sequences_ * kv_heads_; }
   int64_t row_bytes() const { return int64_t{cache_->desc().head_dim} * (cache_->desc().dtype == LPX_F32 ? 4 : 2); }
 
@@ -117,28 +117,6 @@ class Pipeline : public StreamJob {
     const double* from = elements<double>(*offsets, 0, segments() + 1);
     offsets_.assign(from, from + segments() + 1);
     kept_ = offsets_.back();
-  }
-
-  void read_target(Section section) {
-    target_.size = sizeof target_;
-    target_.target = section.choice<lpx_target>();
-    target_.table_width = section.int32();
-    target_.layers = section.int32();
-    for (int32_t i = 0; i < target_.layers; ++i) {
-      lpx_cache_layer layer{};
-      read_planes(section, cache_->desc().dtype, layer);
-      layer.page_size = section.int32();
-      layer.pages_per_row = 1;
-      target_layers_.push_back(layer);
-    }
-    const int32_t lists = section.int32();
-    for (int32_t i = 0; i < lists; ++i) {
-      const Buffer* pages = section.buffer();
-      if (pages == nullptr) fail("INVALID_ARGUMENT", "free list %d has no buffer", i);
-      free_list_buffers_.push_back(pages);
-      free_lists_.push_back({elements<int32_t>(*pages, 0, pages->bytes / 4), pages->bytes / 4});
-    }
-    freed_capacity_ = section.integer();
   }
 
   // What the rule keeps of all sequences: it depends on lengths alone. Where positions are the device's, so is what is protected.
@@ -200,13 +178,13 @@ class Pipeline : public StreamJob {
     if (has(kSelect)) check(lpx_select(handle(), &scores, &select_rule_->desc, &selection_, report_, &call));
     if (has(kCompact)) allocate_target();
     if (has(kSelectCache) && has(kCompact))
-      check(lpx_evict(model_->handle(), &cache_->desc(), window(), &score_rule_->desc(layers_), &select_rule_->desc, &selection_, report_, &target_,
-                      &call));
+      check(lpx_evict(model_->handle(), &cache_->desc(), window(), &score_rule_->desc(layers_), &select_rule_->desc, &selection_, report_,
+                      &target_->desc, &call));
     else if (has(kSelectCache))
       check(lpx_select_cache(model_->handle(), &cache_->desc(), window(), &score_rule_->desc(layers_), &select_rule_->desc, &selection_, report_,
                              &call));
     else if (has(kCompact))
-      check(lpx_compact(handle(), &cache_->desc(), &selection_, &target_, &call));
+      check(lpx_compact(handle(), &cache_->desc(), &selection_, &target_->desc, &call));
     exchange().receive(stream());
   }
 
@@ -239,17 +217,15 @@ class Pipeline : public StreamJob {
 
   void describe_target() {
     if (!has(kCompact)) return;
-    if (target_.target == LPX_TO_PAGES) {
-      for (size_t i = 0; i < free_lists_.size(); ++i) exchange().input(&free_lists_[i].pages, *free_list_buffers_[i], 0);
-      target_.free_list_count = static_cast<int32_t>(free_lists_.size());
-      target_.free_lists = free_lists_.data();
-      exchange().output(&target_.pages_used, target_.free_list_count);
-      exchange().output(&target_.lengths, segments());
+    lpx_compaction& to = target_->desc;
+    if (to.target == LPX_TO_PAGES) {
+      for (size_t i = 0; i < target_->free_lists.size(); ++i) exchange().input(&target_->free_lists[i].pages, *target_->free_list_buffers[i], 0);
+      exchange().output(&to.pages_used, to.free_list_count);
+      exchange().output(&to.lengths, segments());
     }
-    if (target_.target == LPX_TO_IN_PLACE) {
-      target_.freed_capacity = freed_capacity_;
-      if (freed_capacity_ > 0) exchange().output(&target_.freed_pages, freed_capacity_);
-      exchange().output(&target_.freed_counts, layers_);
+    if (to.target == LPX_TO_IN_PLACE) {
+      if (to.freed_capacity > 0) exchange().output(&to.freed_pages, to.freed_capacity);
+      exchange().output(&to.freed_counts, layers_);
     }
   }
 
@@ -264,7 +240,8 @@ class Pipeline : public StreamJob {
   static double address(const void* data) { return static_cast<double>(reinterpret_cast<uintptr_t>(data)); }
 
   void allocate_target() {
-    if (target_.target == LPX_TO_RAGGED) {
+    lpx_compaction& to = target_->desc;
+    if (to.target == LPX_TO_RAGGED) {
       const auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
       const int64_t rows = std::max<int64_t>(kept_, 1);
       const int64_t plane = aligned(rows * row_bytes());
@@ -278,29 +255,30 @@ class Pipeline : public StreamJob {
       if (norms) flat.value_norm = {data + 2 * plane + integers, rows * 4, 4, 4, 0};
       flat.page_size = static_cast<int32_t>(std::min<int64_t>(rows, INT32_MAX));
       flat.pages_per_row = 1;
-      target_layers_.assign(1, flat);
-      target_.layers = 1;
+      target_->layers.assign(1, flat);
+      to.layer = target_->layers.data();
+      to.layers = 1;
       numbers_[kRows] = static_cast<double>(kept_);
       numbers_[kValues] = address(flat.value.data);
       numbers_[kPositions] = address(flat.position.data);
       numbers_[kNorms] = address(flat.value_norm.data);
     }
-    if (target_.target == LPX_TO_PAGES) target_.page_table = allocate<int32_t>(table_memory_, segments() * target_.table_width, kTable);
-    target_.layer = target_layers_.empty() ? nullptr : target_layers_.data();
+    if (to.target == LPX_TO_PAGES) to.page_table = allocate<int32_t>(table_memory_, segments() * to.table_width, kTable);
   }
 
   void finish(Napi::Array) override {
     if (selects())
       write_table(elements<double>(*table_, 0, table_length(segments())), exchange().result(selection_.offsets), segments(),
                   *exchange().result(report_));
-    if (!has(kCompact) || target_.target == LPX_TO_RAGGED) return;
-    const int64_t* from = exchange().result(target_.target == LPX_TO_PAGES ? target_.pages_used : target_.freed_counts);
-    const int64_t lists = target_.target == LPX_TO_PAGES ? target_.free_list_count : layers_;
+    if (!has(kCompact) || target_->desc.target == LPX_TO_RAGGED) return;
+    const lpx_compaction& to = target_->desc;
+    const int64_t* from = exchange().result(to.target == LPX_TO_PAGES ? to.pages_used : to.freed_counts);
+    const int64_t lists = to.target == LPX_TO_PAGES ? to.free_list_count : layers_;
     double* counts = elements<double>(*counts_, 0, lists);
     std::copy(from, from + lists, counts);
-    if (target_.freed_capacity > 0) {
+    if (to.freed_capacity > 0) {
       const int64_t freed = std::accumulate(from, from + lists, int64_t{0});
-      std::copy_n(exchange().result(target_.freed_pages), freed, elements<int32_t>(*pages_, 0, freed));
+      std::copy_n(exchange().result(to.freed_pages), freed, elements<int32_t>(*pages_, 0, freed));
     }
   }
 
@@ -319,7 +297,7 @@ class Pipeline : public StreamJob {
         return "a score is NaN or infinite: are keys, values, queries and projections finite? nonFinite: 'keep' keeps such entries";
       case LPX_OUT_OF_PAGES: {
         int64_t pages = 0;
-        for (const lpx_free_list& list : free_lists_) pages += list.count;
+        for (const lpx_free_list& list : target_->free_lists) pages += list.count;
         std::snprintf(text, sizeof text, "freePages has %" PRId64 " pages; the %" PRId64 " kept entries need more", pages, kept_);
         return text;
       }
@@ -353,11 +331,7 @@ class Pipeline : public StreamJob {
   int64_t kept_ = 0;
   lpx_report* report_ = nullptr;
 
-  lpx_compaction target_{};
-  std::vector<lpx_cache_layer> target_layers_;
-  std::vector<const Buffer*> free_list_buffers_;
-  std::vector<lpx_free_list> free_lists_;
-  int64_t freed_capacity_ = 0;
+  std::optional<TargetArguments> target_;
 
   std::shared_ptr<Memory> tokens_memory_, scores_memory_, rows_memory_, table_memory_;
   double* numbers_;

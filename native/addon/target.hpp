@@ -7,11 +7,9 @@
 
 namespace laprox::addon {
 
-class TargetArguments {
+class HostTarget {
  public:
-  TargetArguments(Section section, const CacheArguments& cache);
-  TargetArguments(const TargetArguments&) = delete;
-  TargetArguments& operator=(const TargetArguments&) = delete;
+  HostTarget(Section section, const CacheArguments& cache);
 
   // Before compact(). `counts`: [seconds, pages used of each list or pages freed of each layer]. `pages`: the page table of new pages, or room for
   // the ids of pages that an in-place compaction frees.
@@ -21,9 +19,7 @@ class TargetArguments {
 
  private:
   const int64_t segments_;
-  lpx_compaction desc_{};
-  std::vector<lpx_cache_layer> layers_;
-  std::vector<lpx_free_list> free_lists_;
+  TargetArguments to_;
   std::vector<std::vector<int32_t>> copies_;
   std::vector<int32_t> lengths_;
   std::vector<int64_t> pages_used_;

@@ -225,8 +225,8 @@ void Pruning::run(Pool& pool, const std::vector<Part>& parts, const lpx_selectio
   if (why_not != nullptr) {
     std::snprintf(report.fallback, sizeof report.fallback, "%s", why_not);
     scoring_.find_attention(pool, progress, nullptr);
-  } else {
-    outcome = layout_.entries() > 0 ? prune(pool, parts, report, progress) : outcome;
+  } else if (layout_.entries() > 0) {
+    outcome = prune(pool, parts, report, progress);
   }
   const bool pruned = outcome != Outcome::kUnproven;
   if (!pruned) {
