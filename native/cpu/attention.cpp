@@ -1,24 +1,52 @@
 #include "cpu/attention.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <deque>
+#include <latch>
 #include <limits>
+#include <mutex>
 #include <numeric>
 
 namespace laprox::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kWaveBytes = INT64_C(9) << 16;  // of what the scan leaves of a wave, for each thread; one segment may take more
-constexpr size_t kPlaces = 2;                     // one is scanned while one is told of
-constexpr size_t kSmallPlaces = 3;                // where waves are small: another for whoever is ahead
-constexpr int kScannedBlock = 4080;               // tokens that an observer is told of at a time
-constexpr int kSinkSample = 4;                    // the reference point: the first keys, the last of every row's own, and a stride between
+constexpr int64_t kSpareSlots = 8;  // for each thread, beyond the blocks of the longest segment: how far it gets while others finish one
+constexpr int kSinkSample = 4;      // the reference point: the first keys, the last of every row's own, and a stride between
 constexpr int kStrideSample = 12;
 constexpr double kCut = 1 + 0x1p-7;  // what cutting a float to bfloat16 may take
 constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kOutgrown = 1e18;  // sums of e beyond which sums of e^2 come near the end of float
+
+// Slots that are free. A thread gets back those that it gave last, which its own caches hold.
+class Slots {
+ public:
+  Slots(int64_t count, int threads) : count_(count), given_(static_cast<size_t>(threads)) {}
+
+  int64_t take(int worker) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<int64_t>* from = &given_[static_cast<size_t>(worker)];
+    if (from->empty()) {
+      if (used_ < count_) return used_++;
+      from = &*std::find_if(given_.begin(), given_.end(), [](const auto& slots) { return !slots.empty(); });
+    }
+    const int64_t slot = from->back();
+    from->pop_back();
+    return slot;
+  }
+  void give(int64_t slot, int worker) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    given_[static_cast<size_t>(worker)].push_back(slot);
+  }
+
+ private:
+  std::mutex mutex_;
+  const int64_t count_;
+  int64_t used_ = 0;
+  std::vector<std::vector<int64_t>> given_;  // [threads]
+};
 
 }  // namespace
 
@@ -35,42 +63,20 @@ void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes) {
 Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed)
     : inputs_(inputs), kernels_(kernels), queries_(workspace, inputs.model, inputs.cache, *inputs.window, inputs.cache.segments().count(), kernels) {
   const int64_t segments = inputs.cache.segments().count();
-  int64_t most_kept = 0;
-  int64_t most_partials = 0;
-  int64_t wave_kept = 0;
-  int64_t wave_partials = 0;
-  const auto bytes = [](int64_t kept, int64_t partials) { return kept * int64_t{sizeof *kept_} + partials * int64_t{sizeof *partials_}; };
+  int64_t longest = 0;
   for (int64_t segment = 0; segment < segments; ++segment) {
-    const int64_t kept = observed ? int64_t{inputs.cache.length(segment)} * layout().kept() : 0;
-    const int64_t partials = blocks(segment) * layout().count();
-    if (waves_.empty() || bytes(wave_kept + kept, wave_partials + partials) > threads * kWaveBytes) {
-      waves_.push_back({segment, segment});
-      wave_kept = 0;
-      wave_partials = 0;
-    }
-    kept_offsets_.push_back(wave_kept);
-    partial_offsets_.push_back(wave_partials);
-    wave_kept += kept;
-    wave_partials += partials;
-    waves_.back().last = segment + 1;
-    most_kept = std::max(most_kept, wave_kept);
-    most_partials = std::max(most_partials, wave_partials);
+    first_blocks_.push_back(static_cast<int64_t>(blocks_.size()));
+    for (int32_t begin = 0; begin < inputs.cache.length(segment); begin += kBlock) blocks_.push_back({segment, begin, 0});
+    longest = std::max(longest, static_cast<int64_t>(blocks_.size()) - first_blocks_.back());
   }
-  places_ = std::min(waves_.size(), bytes(most_kept, most_partials) > threads * kWaveBytes ? kPlaces : kSmallPlaces);
-  for (size_t wave = 0; wave < waves_.size(); ++wave) {
-    const auto place = static_cast<int64_t>(wave % places_);
-    for (auto segment = static_cast<size_t>(waves_[wave].first); segment < static_cast<size_t>(waves_[wave].last); ++segment) {
-      kept_offsets_[segment] += place * most_kept;
-      partial_offsets_[segment] += place * most_partials;
-    }
-  }
-  const auto places = static_cast<int64_t>(places_);
+  first_blocks_.push_back(static_cast<int64_t>(blocks_.size()));
+  slots_ = std::min(longest + threads * kSpareSlots, first_blocks_.back());
   references_ = workspace.take<float>(segments * all_rows());
   log_sums_ = workspace.take<float>(segments * all_rows());
   residuals_ = workspace.take<float>(segments * all_rows());
   weights_ = workspace.take<float>(segments * layout().count());
-  kept_ = workspace.take<uint32_t>(places * most_kept);
-  partials_ = workspace.take<double>(places * most_partials);
+  kept_ = workspace.take<uint32_t>(observed ? slots_ * kBlock * layout().kept() : 0);
+  sums_ = workspace.take<double>(slots_ * layout().count());
 }
 
 void Attention::weigh(int64_t segment) {
@@ -142,20 +148,19 @@ void Attention::reference_from_all(int64_t segment, Scratch& scratch) {
   reference_from(segment, tokens, scratch);
 }
 
-void Attention::scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer) {
+void Attention::scan_block(const Block& block, Scratch& scratch, const Observer* observer) {
+  const int64_t segment = block.segment;
   const Segment s = inputs_.cache.segments().at(segment);
   const Rows keys = inputs_.cache.keys(s);
   const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
   const Rows values = inputs_.cache.values(s);
   const int32_t n = inputs_.cache.length(segment);
-  uint32_t* to = observer == nullptr ? nullptr : kept_ + kept_offsets_[static_cast<size_t>(segment)];
   std::fill_n(scratch.reference, layout().count(), kInfinity);
   for (int r = 0; r < all_rows(); ++r) scratch.reference[queries_.packed(r)] = references(segment)[r];
-  double* sums = partials_ + partial_offsets_[static_cast<size_t>(segment)] + block * layout().count();
-  std::fill_n(sums, layout().count(), 0.0);
-  const auto begin = static_cast<int32_t>(block * kBlock);
+  double* to = sums(block);
+  std::fill_n(to, layout().count(), 0.0);
   int32_t tokens[kScanTile];
-  for (int32_t first = begin; first < std::min(n, begin + kBlock); first += kScanTile) {
+  for (int32_t first = block.begin; first < end(block); first += kScanTile) {
     const int count = std::min<int32_t>(kScanTile, n - first);
     for (int i = 0; i < count; ++i) tokens[i] = first + i;
     if (observer != nullptr) observer->tile(segment, first, count);
@@ -170,8 +175,8 @@ void Attention::scan_block(int64_t segment, int64_t block, Scratch& scratch, con
     tile.ahead_bytes = static_cast<int>(inputs_.cache.row_bytes());
     tile.reference = scratch.reference;
     std::fill_n(scratch.row_sums, layout().count(), 0.0f);
-    kernels_.scan(tile, scratch.row_sums, to == nullptr ? nullptr : to + first * int64_t{layout().kept()});
-    for (int i = 0; i < layout().count(); ++i) sums[i] += scratch.row_sums[i];
+    kernels_.scan(tile, scratch.row_sums, observer == nullptr ? nullptr : kept(block) + (first - block.begin) * int64_t{layout().kept()});
+    for (int i = 0; i < layout().count(); ++i) to[i] += scratch.row_sums[i];
   }
 }
 
@@ -180,23 +185,22 @@ void Attention::finish(int64_t segment, Scratch& scratch, const Observer* observ
   const Segment s = inputs_.cache.segments().at(segment);
   const Layer& layer = inputs_.model.layers[static_cast<size_t>(s.layer)];
   const int count = all_rows();
-  std::vector<double> sums(static_cast<size_t>(count));
+  std::vector<double> totals(static_cast<size_t>(count));
   const auto add_up = [&] {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    const double* partials = partials_ + partial_offsets_[static_cast<size_t>(segment)];
-    for (int64_t block = 0; block < blocks(segment); ++block)
-      for (int r = 0; r < count; ++r) sums[static_cast<size_t>(r)] += partials[block * layout().count() + queries_.packed(r)];
+    std::fill(totals.begin(), totals.end(), 0.0);
+    for (int64_t i = first_block(segment); i < first_block(segment + 1); ++i)
+      for (int r = 0; r < count; ++r) totals[static_cast<size_t>(r)] += sums(block(i))[queries_.packed(r)];
   };
   add_up();
   // A token outside the sample with a logit far above it: start again from all tokens, where no term exceeds 1.
-  if (std::any_of(sums.begin(), sums.end(), [](double sum) { return !(sum < kOutgrown); })) {
+  if (std::any_of(totals.begin(), totals.end(), [](double sum) { return !(sum < kOutgrown); })) {
     reference_from_all(segment, scratch);
-    for (int64_t block = 0; block < blocks(segment); ++block) scan_block(segment, block, scratch, observer);
+    for (int64_t i = first_block(segment); i < first_block(segment + 1); ++i) scan_block(block(i), scratch, observer);
     add_up();
   }
   const float* b = references(segment);
   for (int r = 0; r < count; ++r) {
-    double sum = sums[static_cast<size_t>(r)];
+    double sum = totals[static_cast<size_t>(r)];
     const int query_head = s.head * heads() + r / rows();
     if (b[r] == kInfinity) {
       set_log_sum(segment, r, kInfinity);
@@ -215,62 +219,65 @@ void Attention::run(Pool& pool, std::vector<Scratch>& scratch, Progress& progres
   });
   progress.check();
 
-  // In this order: whoever takes a task waits for none behind it. The tokens of a wave are told while the next is scanned.
-  struct Task {
-    int64_t segment;
-    int64_t block;
-    size_t wave;
-    bool scans;
-  };
-  std::vector<Task> tasks;
+  const auto skipped = [&](int64_t segment) { return given(segment) && observer == nullptr; };
   std::vector<std::atomic<int64_t>> unscanned(static_cast<size_t>(segments));  // blocks
-  std::deque<std::latch> finished;                                             // segments
-  std::deque<std::latch> over;                                                 // waves: their place is free
-  const auto tell = [&](size_t wave) {
-    for (int64_t segment = waves_[wave].first; segment < waves_[wave].last; ++segment)
-      for (int64_t block = 0; block * kScannedBlock < inputs_.cache.length(segment); ++block) tasks.push_back({segment, block, wave, false});
-  };
-  for (size_t wave = 0; wave < waves_.size(); ++wave) {
-    int64_t outstanding = 0;
-    for (int64_t segment = waves_[wave].first; segment < waves_[wave].last; ++segment) {
-      const int64_t scans = given(segment) && observer == nullptr ? 0 : blocks(segment);
-      for (int64_t block = 0; block < scans; ++block) tasks.push_back({segment, block, wave, true});
-      unscanned[static_cast<size_t>(segment)].store(scans);
-      finished.emplace_back(scans == 0 ? 0 : 1);
-      if (observer == nullptr)
-        outstanding += scans == 0 ? 0 : 1;
-      else
-        outstanding += (inputs_.cache.length(segment) + kScannedBlock - 1) / kScannedBlock;
-    }
-    over.emplace_back(outstanding);
-    if (observer != nullptr && wave > 0) tell(wave - 1);
+  std::deque<std::latch> finished;                                             // segments, whose log-sum-exps are known
+  std::deque<std::latch> over;                                                 // segments, of whose blocks nothing is wanted any more
+  for (int64_t segment = 0; segment < segments; ++segment) {
+    const int64_t count = skipped(segment) ? 0 : first_block(segment + 1) - first_block(segment);
+    unscanned[static_cast<size_t>(segment)].store(count);
+    finished.emplace_back(count == 0 ? 0 : 1);
+    over.emplace_back(count);
   }
-  if (observer != nullptr && !waves_.empty()) tell(waves_.size() - 1);
+  const auto count = static_cast<int64_t>(blocks_.size());
+  std::vector<std::atomic<bool>> told(blocks_.size());
+  Slots slots(slots_, pool.threads());
+  struct Thread {
+    std::deque<int64_t> own;  // blocks that it scanned and has not told of
+    int64_t over = 0;         // segments that it knows to be over
+  };
+  std::vector<Thread> threads(static_cast<size_t>(pool.threads()));
 
   // A call that is cancelled still counts down, so that nobody waits for what will not come.
-  pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
-    const auto [segment, block, wave, scans] = tasks[static_cast<size_t>(i)];
-    std::latch& own = finished[static_cast<size_t>(segment)];
-    if (!scans) {
-      own.wait();
-      const auto begin = static_cast<int32_t>(block * kScannedBlock);
-      const int32_t end = std::min(begin + kScannedBlock, inputs_.cache.length(segment));
-      if (!progress.cancelled()) observer->scanned(segment, begin, end, local(worker));
-      over[wave].count_down();
-      return;
+  const auto tell = [&](int64_t i, int worker) {
+    if (told[static_cast<size_t>(i)].exchange(true)) return;
+    const Block& block = this->block(i);
+    if (observer != nullptr && !progress.cancelled()) observer->scanned(block.segment, block.begin, end(block), kept(block), local(worker));
+    slots.give(block.slot, worker);
+    over[static_cast<size_t>(block.segment)].count_down();
+  };
+  // Whoever takes a block waits for none behind it.
+  const auto make_room = [&](int64_t i, int worker) {
+    if (i < slots_) return;
+    for (int64_t& segment = threads[static_cast<size_t>(worker)].over; segment <= block(i - slots_).segment; ++segment) {
+      if (skipped(segment)) continue;
+      finished[static_cast<size_t>(segment)].wait();
+      for (int64_t other = first_block(segment); other < first_block(segment + 1); ++other) tell(other, worker);
+      over[static_cast<size_t>(segment)].wait();
     }
-    if (wave >= places_) over[wave - places_].wait();
+  };
+  pool.run(count, [&](int64_t i, int worker) {
+    Block& block = blocks_[static_cast<size_t>(i)];
+    if (skipped(block.segment)) return;
+    make_room(i, worker);
+    block.slot = slots.take(worker);
     if (!progress.cancelled()) {
-      scan_block(segment, block, local(worker), observer);
-      progress.advance(std::min<int64_t>(kBlock, inputs_.cache.length(segment) - block * kBlock));
+      scan_block(block, local(worker), observer);
+      progress.advance(end(block) - block.begin);
     }
-    if (unscanned[static_cast<size_t>(segment)].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    if (!progress.cancelled()) {
-      finish(segment, local(worker), observer);
-      if (observer != nullptr) weigh(segment);
+    if (unscanned[static_cast<size_t>(block.segment)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      if (!progress.cancelled()) {
+        finish(block.segment, local(worker), observer);
+        if (observer != nullptr) weigh(block.segment);
+      }
+      finished[static_cast<size_t>(block.segment)].count_down();
     }
-    own.count_down();
-    if (observer == nullptr) over[wave].count_down();
+    std::deque<int64_t>& own = threads[static_cast<size_t>(worker)].own;
+    own.push_back(i);
+    for (; !own.empty() && finished[static_cast<size_t>(this->block(own.front()).segment)].try_wait(); own.pop_front()) tell(own.front(), worker);
+  });
+  pool.run(std::min(count, slots_), [&](int64_t i, int worker) {
+    if (!skipped(block(count - 1 - i).segment)) tell(count - 1 - i, worker);
   });
   progress.check();
 }

@@ -5,14 +5,14 @@
 // bounds of every ||a_h[:, i]|| the scan keeps e in 16 bits until the log-sum-exp is known. A row whose sum outgrows the reference is
 // scanned again from all tokens.
 //
-// Segments are scanned in waves. Those of a wave share a place for what the scan leaves; there are a few such places, and a thread that has
-// nothing to do in one wave begins the next.
+// The blocks of all segments are scanned in one go. What the scan leaves of a block lies in a slot, and the thread that scanned it tells of it once
+// the segment's log-sum-exps are known, from its own caches, and takes the slot again for a block to come.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <latch>
+#include <vector>
 
 #include "core/backend.hpp"
 #include "cpu/pool.hpp"
@@ -32,8 +32,8 @@ void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes);
 // What wants to know of the scan.
 struct Observer {
   std::function<void(int64_t segment, int32_t first, int count)> tile;  // by the thread that scans it, before it does
-  // Tokens [begin, end) of a segment whose log-sum-exps are known, while `kept` of it is there.
-  std::function<void(int64_t segment, int32_t begin, int32_t end, Scratch& scratch)> scanned;
+  // Tokens [begin, end) of a segment whose log-sum-exps are known, and what the scan kept: RowLayout::kept() of each token.
+  std::function<void(int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch)> scanned;
 };
 
 class Attention {
@@ -57,45 +57,48 @@ class Attention {
     queries_.attend(kernels_, segment, tokens, count, log_sums(segment), residuals(segment), scratch);
   }
 
-  // For an observer, of the segment that it is told: what the scan kept, layout().kept() of each token, and what each packed row has to be
-  // multiplied by to be no less than its attention.
-  const uint32_t* kept(int64_t segment) const { return kept_ + kept_offsets_[static_cast<size_t>(segment)]; }
+  // For an observer, of the segment that it is told: what each packed row that was kept has to be multiplied by to be no less than its attention.
   const float* weights(int64_t segment) const { return weights_ + segment * layout().count(); }
 
  private:
+  // Tokens of a segment that are scanned by one thread, and where the scan leaves what it finds.
+  struct Block {
+    int64_t segment;
+    int32_t begin;
+    int64_t slot;
+  };
+
   bool given(int64_t segment) const { return inputs_.window->has_lse(inputs_.cache.segments().at(segment).layer); }
   void prepare(int64_t segment, Scratch& scratch);
   void reference_from(int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
   void reference_from_all(int64_t segment, Scratch& scratch);
-  void scan_block(int64_t segment, int64_t block, Scratch& scratch, const Observer* observer);
+  void scan_block(const Block& block, Scratch& scratch, const Observer* observer);
   void finish(int64_t segment, Scratch& scratch, const Observer* observer);
   void weigh(int64_t segment);
-  int64_t blocks(int64_t segment) const { return (inputs_.cache.length(segment) + kBlock - 1) / kBlock; }
+  int32_t end(const Block& block) const { return std::min(block.begin + kBlock, inputs_.cache.length(block.segment)); }
+  // The blocks of a segment: [first_block(segment), first_block(segment + 1)).
+  int64_t first_block(int64_t segment) const { return first_blocks_[static_cast<size_t>(segment)]; }
+  const Block& block(int64_t i) const { return blocks_[static_cast<size_t>(i)]; }
+  uint32_t* kept(const Block& block) const { return kept_ + block.slot * kBlock * layout().kept(); }
+  double* sums(const Block& block) const { return sums_ + block.slot * layout().count(); }
   float* references(int64_t segment) const { return references_ + segment * all_rows(); }
   float* residuals(int64_t segment) const { return residuals_ + segment * all_rows(); }
   void set_log_sum(int64_t segment, int row, double log_sum);
   float* log_sums(int64_t segment) const { return log_sums_ + segment * all_rows(); }
   int all_rows() const { return heads() * rows(); }
 
-  // Consecutive segments that share a place.
-  struct Wave {
-    int64_t first;
-    int64_t last;
-  };
-
   const ScoreInputs& inputs_;
   const Kernels& kernels_;
   Queries queries_;
-  std::vector<Wave> waves_;
-  size_t places_;
-  std::vector<int64_t> kept_offsets_;     // [segments]
-  std::vector<int64_t> partial_offsets_;  // [segments]
-  float* references_;                     // [segments][R * m]: b
-  float* log_sums_;                       // [segments][R * m]; +inf for rows that do not exist or see nothing
-  float* residuals_;                      // [segments][R * m]: what log_sums_ leaves out
-  float* weights_;                        // [segments][packed rows]
-  uint32_t* kept_;                        // [places][tokens of a wave][RowLayout::kept()]
-  double* partials_;                      // [places][blocks of a wave][packed rows] sums of e
+  std::vector<Block> blocks_;          // of all segments
+  std::vector<int64_t> first_blocks_;  // [segments + 1]
+  int64_t slots_ = 0;
+  float* references_;  // [segments][R * m]: b
+  float* log_sums_;    // [segments][R * m]; +inf for rows that do not exist or see nothing
+  float* residuals_;   // [segments][R * m]: what log_sums_ leaves out
+  float* weights_;     // [segments][packed rows]
+  uint32_t* kept_;     // [slots][kBlock][RowLayout::kept()]
+  double* sums_;       // [slots][packed rows] of e
 };
 
 }  // namespace laprox::cpu

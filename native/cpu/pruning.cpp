@@ -66,7 +66,7 @@ void Pruning::measure_values(int64_t segment, int32_t first, int count) {
   for (int t = 0; t < count; ++t) norms[t] *= weight(s);
 }
 
-void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch) {
+void Pruning::bound(int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch) {
   const Attention& attention = scoring_.attention();
   const RowLayout& rows = attention.layout();
   const Segment s = layout_.segments().at(segment);
@@ -78,8 +78,7 @@ void Pruning::bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratc
     float norms[kTile] = {};
     float bounds[kTile];
     std::copy_n(norms_ + entry, count, norms);
-    kernels_.square(attention.kept(segment) + first * int64_t{rows.kept()}, count, rows.chunks(), rows.vectors(), attention.weights(segment),
-                    scratch.sums);
+    kernels_.square(kept + (first - begin) * int64_t{rows.kept()}, count, rows.chunks(), rows.vectors(), attention.weights(segment), scratch.sums);
     kernels_.load(LPX_F32, scratch.rows, count, rows.squares(), scratch.squares);
     kernels_.upper_bounds(scratch.squares, rows.squares(), singular, attention.heads(), rows.parts(), norms, bounds);
     for (int t = 0; t < count; ++t) bounds_[entry + t] = std::bit_cast<uint32_t>(bounds[t]);
@@ -164,8 +163,9 @@ bool Pruning::tightens() const {
 
 Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
   const auto segments = static_cast<size_t>(layout_.segments().count());
-  const Observer observer{[&](int64_t segment, int32_t first, int count) { measure_values(segment, first, count); },
-                          [&](int64_t segment, int32_t begin, int32_t end, Scratch& scratch) { bound(segment, begin, end, scratch); }};
+  const Observer observer{
+      [&](int64_t segment, int32_t first, int count) { measure_values(segment, first, count); },
+      [&](int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch) { bound(segment, begin, end, kept, scratch); }};
   scoring_.find_attention(pool, progress, &observer);
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;
   for (int64_t segment = 0; segment < layout_.segments().count(); ++segment) pass_over_protected(segment, width / 2);

@@ -29,7 +29,7 @@ class Pruning {
   enum class Outcome { kUnproven, kScored, kRanked };
   Outcome prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
   void measure_values(int64_t segment, int32_t first, int count);
-  void bound(int64_t segment, int32_t begin, int32_t end, Scratch& scratch);
+  void bound(int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch);
   void pass_over_protected(int64_t segment, int halo);
   // Whether an exact score costs so much more than the attention that tightens a bound.
   bool tightens() const;
