@@ -151,32 +151,32 @@ void Attention::reference_from_all(int64_t segment, Scratch& scratch) {
 void Attention::scan_block(const Block& block, Scratch& scratch, const Observer* observer) {
   const int64_t segment = block.segment;
   const Segment s = inputs_.cache.segments().at(segment);
-  const Rows keys = inputs_.cache.keys(s);
   const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
-  const Rows values = inputs_.cache.values(s);
-  const int32_t n = inputs_.cache.length(segment);
+  // Rows of the block, of the first tile that comes behind it, and what fills its last block of tokens.
+  const void* keys[kBlock + kScanTile];
+  const void* values[kBlock + kScanTile];
+  const int count = end(block) - block.begin;
+  const int all = std::min(kBlock + kScanTile, inputs_.cache.length(segment) - block.begin);
+  inputs_.cache.keys(s).run(block.begin, all, keys);
+  for (int i = all; i % kScanBlock != 0; ++i) keys[i] = keys[all - 1];
+  if (reads_values) inputs_.cache.values(s).run(block.begin, all, values);
   std::fill_n(scratch.reference, layout().count(), kInfinity);
   for (int r = 0; r < all_rows(); ++r) scratch.reference[queries_.packed(r)] = references(segment)[r];
-  double* to = sums(block);
-  std::fill_n(to, layout().count(), 0.0);
+  std::fill_n(sums(block), layout().count(), 0.0);
   int32_t tokens[kScanTile];
-  for (int32_t first = block.begin; first < end(block); first += kScanTile) {
-    const int count = std::min<int32_t>(kScanTile, n - first);
-    for (int i = 0; i < count; ++i) tokens[i] = first + i;
-    if (observer != nullptr) observer->tile(segment, first, count);
+  for (int first = 0; first < count; first += kScanTile) {
+    const int some = std::min(kScanTile, count - first);
+    std::iota(tokens, tokens + some, block.begin + first);
+    if (observer != nullptr) observer->tile(segment, block.begin + first, some, values + first);
     Visibility storage;
-    ScanTile tile = queries_.tile(kernels_, segment, tokens, count, scratch, storage);
-    const void* ahead[2 * kScanTile];
-    const int next = std::min(kScanTile, n - first - count);
-    keys.run(first + count, next, ahead);
-    if (reads_values) values.run(first + count, next, ahead + next);
-    tile.ahead = ahead;
-    tile.ahead_count = reads_values ? 2 * next : next;
+    ScanTile tile = queries_.tile(kernels_, segment, tokens, keys + first, some, scratch, storage);
+    const int next = first + some;
+    tile.ahead_keys = keys + next;
+    tile.ahead_values = reads_values ? values + next : nullptr;
+    tile.ahead_count = std::min(kScanTile, all - next);
     tile.ahead_bytes = static_cast<int>(inputs_.cache.row_bytes());
     tile.reference = scratch.reference;
-    std::fill_n(scratch.row_sums, layout().count(), 0.0f);
-    kernels_.scan(tile, scratch.row_sums, observer == nullptr ? nullptr : kept(block) + (first - block.begin) * int64_t{layout().kept()});
-    for (int i = 0; i < layout().count(); ++i) to[i] += scratch.row_sums[i];
+    kernels_.scan(tile, sums(block), observer == nullptr ? nullptr : kept(block) + first * int64_t{layout().kept()});
   }
 }
 

@@ -31,7 +31,8 @@ void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes);
 
 // What wants to know of the scan.
 struct Observer {
-  std::function<void(int64_t segment, int32_t first, int count)> tile;  // by the thread that scans it, before it does
+  // By the thread that scans `count` tokens from `first` on, before it does. `values` are theirs, unless their norms are known.
+  std::function<void(int64_t segment, int32_t first, int count, const void* const* values)> tile;
   // Tokens [begin, end) of a segment whose log-sum-exps are known, and what the scan kept: RowLayout::kept() of each token.
   std::function<void(int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch)> scanned;
 };

@@ -52,16 +52,15 @@ const char* Pruning::obstacle(const std::vector<Part>& parts) const {
 
 float Pruning::weight(Segment s) const { return inputs_.rule.layer_weights == nullptr ? 1.0f : std::fabs(inputs_.rule.layer_weights[s.layer]); }
 
-void Pruning::measure_values(int64_t segment, int32_t first, int count) {
+void Pruning::measure_values(int64_t segment, int32_t first, int count, const void* const* values) {
   const Segment s = layout_.segments().at(segment);
-  const bool kept = inputs_.cache.has_value_norms(s.layer);
-  const void* rows[kScanTile];
-  (kept ? inputs_.cache.value_norms(s) : inputs_.cache.values(s)).run(first, count, rows);
   float* norms = norms_ + layout_.offset(segment) + first;
-  if (kept) {
+  if (inputs_.cache.has_value_norms(s.layer)) {
+    const void* rows[kScanTile];
+    inputs_.cache.value_norms(s).run(first, count, rows);
     for (int t = 0; t < count; ++t) norms[t] = *static_cast<const float*>(rows[t]);
   } else {
-    kernels_.norms(inputs_.cache.dtype(), rows, count, inputs_.cache.head_dim(), norms);
+    kernels_.norms(inputs_.cache.dtype(), values, count, inputs_.cache.head_dim(), norms);
   }
   for (int t = 0; t < count; ++t) norms[t] *= weight(s);
 }
@@ -164,7 +163,7 @@ bool Pruning::tightens() const {
 Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
   const auto segments = static_cast<size_t>(layout_.segments().count());
   const Observer observer{
-      [&](int64_t segment, int32_t first, int count) { measure_values(segment, first, count); },
+      [&](int64_t segment, int32_t first, int count, const void* const* values) { measure_values(segment, first, count, values); },
       [&](int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch) { bound(segment, begin, end, kept, scratch); }};
   scoring_.find_attention(pool, progress, &observer);
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;

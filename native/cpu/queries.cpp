@@ -43,6 +43,7 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   row_sums = workspace.take<float>(layout.count());
   plain = workspace.take<float>(int64_t{kScanTile} * model.head_dim);
   panels = workspace.take<float>(panels_for(kFactorColumns) * int64_t{kPanel} * model.head_dim);
+  for (int i = 0; i < kScanTile; ++i) plain_rows[i] = plain + int64_t{i} * model.head_dim;
 }
 
 std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels, int threads) {
@@ -107,30 +108,17 @@ const Visibility* Queries::mask(int64_t segment, const int32_t* tokens, int coun
   return &storage;
 }
 
-ScanTile Queries::tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const {
-  const Segment s = cache_.segments().at(segment);
-  const Layer& layer = model_.layers[static_cast<size_t>(s.layer)];
-  const Rows keys = cache_.keys(s);
-  const int d = model_.head_dim;
-  if (tokens[count - 1] - tokens[0] == count - 1) {
-    keys.run(tokens[0], count, scratch.rows);
-  } else {
-    for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
-  }
-  for (int i = 0; i < kScanTile; ++i) {
-    if (i >= count) {
-      scratch.floats[i] = scratch.floats[count - 1];  // fills the last block
-    } else if (cache_.dtype() == LPX_F32) {
-      scratch.floats[i] = static_cast<const float*>(scratch.rows[i]);
-    } else {
-      kernels.convert(cache_.dtype(), scratch.rows[i], d, scratch.plain + int64_t{i} * d);
-      scratch.floats[i] = scratch.plain + int64_t{i} * d;
-    }
-  }
+ScanTile Queries::tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch,
+                       Visibility& storage) const {
+  const Layer& layer = model_.layers[static_cast<size_t>(cache_.segments().at(segment).layer)];
   ScanTile tile{};
-  tile.keys = scratch.floats;
+  tile.keys = keys;
+  if (cache_.dtype() != LPX_F32) {
+    for (int i = 0; i < count; ++i) kernels.convert(cache_.dtype(), keys[i], model_.head_dim, scratch.plain + int64_t{i} * model_.head_dim);
+    tile.keys = scratch.plain_rows;
+  }
   tile.count = count;
-  tile.depth = d;
+  tile.depth = model_.head_dim;
   tile.queries = scanned(segment);
   tile.vectors = layout_.blocks().vectors;
   tile.rows = window_rows_.data();
@@ -144,10 +132,12 @@ void Queries::log_sums(const Kernels& kernels, int64_t segment, const int32_t* t
   const int missing = rows_ - existing_rows(cache_.segments().at(segment));
   std::fill_n(scratch.largest, layout_.count(), -kInfinity);
   std::fill_n(scratch.row_sums, layout_.count(), 0.0f);
+  const Rows keys = cache_.keys(cache_.segments().at(segment));
   for (int64_t first = 0; first < count; first += kScanTile) {
     Visibility storage;
     const int some = static_cast<int>(std::min<int64_t>(kScanTile, count - first));
-    kernels.sample(tile(kernels, segment, tokens + first, some, scratch, storage), scratch.largest, scratch.row_sums);
+    for (int i = 0; i < kScanTile; ++i) scratch.rows[i] = keys(tokens[first + std::min(i, some - 1)]);
+    kernels.sample(tile(kernels, segment, tokens + first, scratch.rows, some, scratch, storage), scratch.largest, scratch.row_sums);
   }
   for (int r = 0; r < heads_ * rows_; ++r) {
     const int at = packed(r);

@@ -60,7 +60,7 @@ struct Scratch {
   float* plain;   // [kScanTile][d]
   float* panels;  // [kFactorColumns rounded up to panels][d]
   const void* rows[kScanTile];
-  const float* floats[kScanTile];
+  const void* plain_rows[kScanTile];
   int32_t positions[kScanTile];
 };
 
@@ -80,8 +80,10 @@ class Queries {
   int existing_rows(Segment s) const;
 
   void pack(const Kernels& kernels, int64_t segment);
-  // Up to kScanTile tokens, ascending, for `scan` and `sample`; the reference is left to the caller. Lives in `scratch` and `storage`.
-  ScanTile tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
+  // Up to kScanTile tokens, ascending, for `scan` and `sample`; `keys` are theirs, and any up to whole blocks. The reference is left to the caller.
+  // Lives in `keys`, `scratch` and `storage`.
+  ScanTile tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch,
+                Visibility& storage) const;
   // out[R * m] = log2 of the sum of 2^logit over tokens, which ascend; -inf for rows that do not exist or see none of them.
   void log_sums(const Kernels& kernels, int64_t segment, const int32_t* tokens, int64_t count, float* out, Scratch& scratch) const;
   // Up to kTile tokens, ascending: scratch.logits = 2^(logit - reference - residual), 0 where a row does not see a token. Reference

@@ -65,7 +65,7 @@ struct ScanBlocks {
 
 // Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are.
 struct ScanTile {
-  const float* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
+  const void* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
   int count;
   int depth;
   const float* queries;  // packed by ScanBlocks
@@ -75,7 +75,9 @@ struct ScanTile {
   float soft_cap;
   const float* reference;    // [vectors * lanes] in base 2; +inf where there is no row
   const Visibility* masked;  // null where every row sees every token
-  const void* const* ahead;  // [ahead_count] rows of ahead_bytes that are wanted next: asked for between products
+  // [ahead_count] rows of ahead_bytes that are wanted next: asked for between products. No values: null.
+  const void* const* ahead_keys;
+  const void* const* ahead_values;
   int ahead_count;
   int ahead_bytes;
 };
@@ -96,7 +98,7 @@ struct Kernels {
   void (*sample)(const ScanTile& tile, float* largest, float* sums);
   // Adds to sums[r] the row sums of e, the attention by the reference. Keeps them, unless `kept` is null, cut to bfloat16, for `square`:
   // kept[t][pair][lane] has that of the pair's first vector in its lower half.
-  void (*scan)(const ScanTile& tile, float* sums, uint32_t* kept);
+  void (*scan)(const ScanTile& tile, double* sums, uint32_t* kept);
   // out[t][chunk * lanes + lane] = sum over the vectors of a chunk of (e * weights)^2, of what `scan` kept of `count` tokens; a token has whole
   // eights.
   void (*square)(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out);

@@ -309,27 +309,34 @@ void attend(const AttentionTile& tile) {
 
 // Rows to ask for while a product is computed: all at once they would fill the buffers that wait for memory.
 struct Ahead {
-  const void* const* rows;
+  const void* const* keys;
+  const void* const* values;  // null where they are not wanted
   int count;
   int bytes;
 };
 
+inline void ask_for(const void* row, int bytes) {
+  for (int byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const char*>(row) + byte);
+}
+
 // out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits.
 template <int Vectors>
-[[gnu::noinline]] void multiply_keys(const float* const* keys, int depth, const float* queries, Ahead ahead, float* out) {
+[[gnu::noinline]] void multiply_keys(const void* const* keys, int depth, const float* queries, Ahead ahead, float* out) {
   constexpr int stride = Vectors * kLanes;
   const float* key[kScanBlock];
   vf sums[kScanBlock][Vectors];
 #pragma GCC unroll 6
   for (int t = 0; t < kScanBlock; ++t) {
-    key[t] = keys[t];
+    key[t] = static_cast<const float*>(keys[t]);
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) sums[t][j] = vf{};
   }
   const int step = ahead.count == 0 ? depth : depth / ahead.count;
   for (int k = 0, row = 0; k < depth; ++row) {
-    if (row < ahead.count)
-      for (int byte = 0; byte < ahead.bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const char*>(ahead.rows[row]) + byte);
+    if (row < ahead.count) {
+      ask_for(ahead.keys[row], ahead.bytes);
+      if (ahead.values != nullptr) ask_for(ahead.values[row], ahead.bytes);
+    }
     const int end = row + 1 < ahead.count ? k + step : depth;
     for (; k < end; ++k, queries += stride) {
       vf query[Vectors];
@@ -347,33 +354,34 @@ template <int Vectors>
     for (int j = 0; j < Vectors; ++j) store_vector(out + j * kLanes, sums[t][j]);
 }
 
-// Calls body.operator()<Width>(first, vector, logits) for each block of tokens and block of Width vectors of rows;
-// logits [kScanBlock][Width * kLanes].
+// Calls body.operator()<Width>(vector, logits_of) for each block of Width vectors of rows; logits_of(first) are those of a block of tokens,
+// [kScanBlock][Width * kLanes], until it is called again. To be called for each, in order.
 template <typename Body>
 inline void for_each_block(const ScanTile& tile, Body&& body) {
   alignas(kCacheLine) float logits[kScanBlock * kHeld * kLanes];
   const ScanBlocks blocks(tile.vectors, kHeld);
   const int products = (tile.count + kScanBlock - 1) / kScanBlock * blocks.count;
   const int share = (tile.ahead_count + products - 1) / products;
-  Ahead ahead{tile.ahead, share, tile.ahead_bytes};
-  for (int first = 0; first < tile.count; first += kScanBlock) {
-    for (int block = 0; block < blocks.count; ++block) {
-      const int vector = blocks.begin(block);
-      const int left = static_cast<int>(tile.ahead + tile.ahead_count - ahead.rows);
-      ahead.count = left < share ? left : share;
-      const auto take = [&]<int Width>() {
+  int asked = 0;
+  for (int block = 0; block < blocks.count; ++block) {
+    const int vector = blocks.begin(block);
+    const auto take = [&]<int Width>() {
+      body.template operator()<Width>(vector, [&](int first) {
+        const int left = tile.ahead_count - asked;
+        const Ahead ahead{tile.ahead_keys + asked, tile.ahead_values == nullptr ? nullptr : tile.ahead_values + asked, left < share ? left : share,
+                          tile.ahead_bytes};
+        asked += ahead.count;
         multiply_keys<Width>(tile.keys + first, tile.depth, tile.queries + static_cast<ptrdiff_t>(vector) * kLanes * tile.depth, ahead, logits);
-        body.template operator()<Width>(first, vector, logits);
-      };
-      switch (blocks.begin(block + 1) - vector) {
-        case 1: take.template operator()<1>(); break;
+        return static_cast<const float*>(logits);
+      });
+    };
+    switch (blocks.begin(block + 1) - vector) {
+      case 1: take.template operator()<1>(); break;
 #if LPX_LANES == 16
-        case 2: take.template operator()<2>(); break;
-        case 3: take.template operator()<3>(); break;
+      case 2: take.template operator()<2>(); break;
+      case 3: take.template operator()<3>(); break;
 #endif
-        default: take.template operator()<kHeld>(); break;
-      }
-      ahead.rows += ahead.count;
+      default: take.template operator()<kHeld>(); break;
     }
   }
 }
@@ -388,52 +396,78 @@ inline vi visible(const Visibility& mask, const int32_t* rows, int token) {
 
 template <bool SoftCap>
 void sample_rows(const ScanTile& tile, float* largest, float* sums) {
-  for_each_block(tile, [&]<int Width>(int first, int vector, const float* logits) {
-    const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
-    for (int j = 0; j < Width; ++j) {
-      const ptrdiff_t row = static_cast<ptrdiff_t>(vector + j) * kLanes;
-      const vf before = load_vector(largest + row);
-      vf most = before;
-      vf x[kScanBlock];
-      for (int t = 0; t < count; ++t) {
-        x[t] = exponent<SoftCap>(logits + (t * Width + j) * kLanes, tile.scale, tile.soft_cap, vf{});
-        if (tile.masked != nullptr) x[t] = visible(*tile.masked, tile.rows + row, first + t) ? x[t] : splat(-INFINITY);
-        most = x[t] > most ? x[t] : most;
+  for_each_block(tile, [&]<int Width>(int vector, auto&& logits_of) {
+    for (int first = 0; first < tile.count; first += kScanBlock) {
+      const float* logits = logits_of(first);
+      const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
+      for (int j = 0; j < Width; ++j) {
+        const ptrdiff_t row = static_cast<ptrdiff_t>(vector + j) * kLanes;
+        const vf before = load_vector(largest + row);
+        vf most = before;
+        vf x[kScanBlock];
+        for (int t = 0; t < count; ++t) {
+          x[t] = exponent<SoftCap>(logits + (t * Width + j) * kLanes, tile.scale, tile.soft_cap, vf{});
+          if (tile.masked != nullptr) x[t] = visible(*tile.masked, tile.rows + row, first + t) ? x[t] : splat(-INFINITY);
+          most = x[t] > most ? x[t] : most;
+        }
+        const vf base = most == -INFINITY ? vf{} : most;
+        vf sum = load_vector(sums + row) * power_of_two(before - base);
+        for (int t = 0; t < count; ++t) sum += power_of_two(x[t] - base);
+        store_vector(sums + row, sum);
+        store_vector(largest + row, most);
       }
-      const vf base = most == -INFINITY ? vf{} : most;
-      vf sum = load_vector(sums + row) * power_of_two(before - base);
-      for (int t = 0; t < count; ++t) sum += power_of_two(x[t] - base);
-      store_vector(sums + row, sum);
-      store_vector(largest + row, most);
     }
   });
+}
+
+inline void add_to(double* to, vf value) {
+  typedef double vd __attribute__((vector_size(8 * LPX_LANES)));
+  typedef double vd_unaligned __attribute__((vector_size(8 * LPX_LANES), aligned(8), may_alias));
+  *reinterpret_cast<vd_unaligned*>(to) += __builtin_convertvector(value, vd);
 }
 
 template <bool SoftCap, bool Masked>
-void scan_rows(const ScanTile& tile, float* sums, uint32_t* kept) {
-  const ptrdiff_t stride = static_cast<ptrdiff_t>((tile.vectors + 1) / 2) * kLanes;
-  for_each_block(tile, [&]<int Width>(int first, int vector, const float* logits) {
-    const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
+void scan_rows(const ScanTile& tile, double* sums, uint32_t* kept) {
+  for_each_block(tile, [&tile, sums, kept]<int Width>(int vector, auto&& logits_of) {
+    const float scale = tile.scale;
+    const float soft_cap = tile.soft_cap;
+    const ptrdiff_t stride = static_cast<ptrdiff_t>((tile.vectors + 1) / 2) * kLanes;
     const ptrdiff_t row = static_cast<ptrdiff_t>(vector) * kLanes;
-    ptrdiff_t at = first * stride + row / 2;
-    vf row_sums[Width] = {};
-    for (int t = 0; t < count; ++t, logits += Width * kLanes, at += stride) {
-      vu pair = {};
+    uint32_t* to = kept == nullptr ? nullptr : kept + row / 2;
+    vf reference[Width];
+    vf totals[Width] = {};
 #pragma GCC unroll 4
-      for (int j = 0; j < Width; ++j) {
-        vf e = power_of_two(exponent<SoftCap>(logits + j * kLanes, tile.scale, tile.soft_cap, load_vector(tile.reference + row + j * kLanes)));
-        if constexpr (Masked) e = bits_to_float(float_to_bits(e) & visible(*tile.masked, tile.rows + row + j * kLanes, first + t));
-        row_sums[j] += e;
-        const vu bits = reinterpret_cast<vu>(e);
-        pair = j % 2 == 0 ? bits >> 16 : pair | (bits & kUpperHalf);
-        if (kept != nullptr && (j % 2 == 1 || j + 1 == Width)) store_bits(kept + at + j / 2 * kLanes, pair);
+    for (int j = 0; j < Width; ++j) reference[j] = load_vector(tile.reference + row + j * kLanes);
+    for (int first = 0; first < tile.count; first += kScanBlock) {
+      const float* logits = logits_of(first);
+      const int end = tile.count - first < kScanBlock ? tile.count : first + kScanBlock;
+      vf row_sums[Width] = {};
+      for (int t = first; t < end; ++t, logits += Width * kLanes) {
+        vf e[Width];
+#pragma GCC unroll 4
+        for (int j = 0; j < Width; ++j) {
+          e[j] = power_of_two(exponent<SoftCap>(logits + j * kLanes, scale, soft_cap, reference[j]));
+          if constexpr (Masked) e[j] = bits_to_float(float_to_bits(e[j]) & visible(*tile.masked, tile.rows + row + j * kLanes, t));
+          row_sums[j] += e[j];
+        }
+        if (to == nullptr) continue;
+#pragma GCC unroll 2
+        for (int j = 0; j < Width; j += 2) {
+          vu pair = reinterpret_cast<vu>(e[j]) >> 16;
+          if (j + 1 < Width) pair |= reinterpret_cast<vu>(e[j + 1]) & kUpperHalf;
+          store_bits(to + j / 2 * kLanes, pair);
+        }
+        to += stride;
       }
+#pragma GCC unroll 4
+      for (int j = 0; j < Width; ++j) totals[j] += row_sums[j];
     }
-    for (int j = 0; j < Width; ++j) store_vector(sums + row + j * kLanes, load_vector(sums + row + j * kLanes) + row_sums[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < Width; ++j) add_to(sums + row + j * kLanes, totals[j]);
   });
 }
 
-void scan(const ScanTile& tile, float* sums, uint32_t* kept) {
+void scan(const ScanTile& tile, double* sums, uint32_t* kept) {
   if (tile.soft_cap == 0)
     (tile.masked == nullptr ? scan_rows<false, false> : scan_rows<false, true>)(tile, sums, kept);
   else
