@@ -10,6 +10,7 @@ namespace laprox::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kZeros[kMaxHeadDim] = {};  // a query row that does not exist, of any type
 
 }  // namespace
 
@@ -60,14 +61,16 @@ Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cac
       rows_(window.rows()),
       heads_(model.group),
       layout_(heads_, rows_, kernels),
+      unpacked_(static_cast<size_t>((layout_.count() + kTile - 1) / kTile * kTile), -1),
       window_rows_(static_cast<size_t>(layout_.count()), 0),
       panel_floats_(panels_for(heads_ * rows_) * int64_t{kPanel} * model.head_dim) {
   for (int r = 0; r < heads_ * rows_; ++r) {
     packed_.push_back(layout_.index(r / rows_, r % rows_));
+    unpacked_[static_cast<size_t>(packed_.back())] = r;
     window_rows_[static_cast<size_t>(packed_.back())] = r % rows_;
   }
   panels_ = workspace.take<float>(segments * panel_floats_);
-  scanned_ = workspace.take<float>(segments * layout_.count() * model.head_dim);
+  scanned_ = workspace.take<float>(segments * static_cast<int64_t>(unpacked_.size()) * model.head_dim);
 }
 
 int Queries::existing_rows(Segment s) const { return std::clamp(end(s), 0, rows_); }
@@ -76,23 +79,22 @@ void Queries::pack(const Kernels& kernels, int64_t segment) {
   const Segment s = cache_.segments().at(segment);
   const int d = model_.head_dim;
   const int missing = rows_ - existing_rows(s);
-  float* to_panels = panels(segment);
-  float* to_scanned = scanned(segment);
-  std::fill_n(to_panels, panel_floats_, 0.0f);
-  std::fill_n(to_scanned, int64_t{layout_.count()} * d, 0.0f);
-  const ScanBlocks blocks = layout_.blocks();
+  const auto query = [&](int r) -> const void* {
+    if (r < 0 || r % rows_ < missing) return kZeros;
+    return window_.query(s, r / rows_, r % rows_);
+  };
+  const void* rows[kTile];
+  for (size_t first = 0; first < unpacked_.size(); first += kTile) {
+    std::transform(unpacked_.data() + first, unpacked_.data() + first + kTile, rows, query);
+    kernels.load(window_.dtype(), rows, kTile, d, scanned(segment) + static_cast<ptrdiff_t>(first) * d);
+  }
+  float* to = panels(segment);
   float row[kMaxHeadDim];
-  for (int r = 0; r < heads_ * rows_; ++r) {
-    if (r % rows_ < missing) continue;
-    kernels.convert(window_.dtype(), window_.query(s, r / rows_, r % rows_), d, row);
-    float* to = to_panels + static_cast<ptrdiff_t>(r / kPanel) * d * kPanel + r % kPanel;
-    const int vector = packed(r) / kernels.lanes;
-    int block = 0;
-    while (blocks.begin(block + 1) <= vector) ++block;
-    const int first = blocks.begin(block);
-    const int width = (blocks.begin(block + 1) - first) * kernels.lanes;
-    float* scan_to = to_scanned + static_cast<ptrdiff_t>(first) * kernels.lanes * d + (packed(r) - first * kernels.lanes);
-    for (int k = 0; k < d; ++k) to[k * kPanel] = scan_to[k * width] = row[k];
+  for (int first = 0; first < heads_ * rows_; first += kPanel, to += ptrdiff_t{kPanel} * d) {
+    for (int i = 0; i < kPanel; ++i) {
+      kernels.convert(window_.dtype(), query(first + i < heads_ * rows_ ? first + i : -1), d, row);
+      for (int k = 0; k < d; ++k) to[k * kPanel + i] = row[k];
+    }
   }
 }
 

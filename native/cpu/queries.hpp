@@ -96,7 +96,7 @@ class Queries {
   // The position behind that of the last row.
   int32_t end(Segment s) const { return cache_.context(s) + window_.ahead(); }
   float* panels(int64_t segment) const { return panels_ + segment % segments_ * panel_floats_; }
-  float* scanned(int64_t segment) const { return scanned_ + segment % segments_ * layout_.count() * model_.head_dim; }
+  float* scanned(int64_t segment) const { return scanned_ + segment % segments_ * static_cast<int64_t>(unpacked_.size()) * model_.head_dim; }
 
   const ModelShape& model_;
   const Cache& cache_;
@@ -106,6 +106,7 @@ class Queries {
   int heads_;
   RowLayout layout_;
   std::vector<int32_t> packed_;       // [R * m] RowLayout::index
+  std::vector<int32_t> unpacked_;     // rows in that order, in whole tiles; -1 where there is none
   std::vector<int32_t> window_rows_;  // of packed rows
   int64_t panel_floats_;
   float* panels_;   // [segments] packed for `multiply`

@@ -50,7 +50,7 @@ struct AttentionTile {
 };
 
 // `scan` and `sample` take the vectors of packed query rows in blocks of whole pairs, as even as they can be; the last pair may be one
-// vector. A block is packed as [depth][its vectors * lanes].
+// vector. Rows are packed as `load` leaves tokens: pair after pair, [depth][2 * lanes].
 struct ScanBlocks {
   constexpr ScanBlocks(int vectors, int most) : vectors(vectors), pairs((vectors + 1) / 2), count((pairs + most / 2 - 1) / (most / 2)) {}
   // The first vector of a block.
@@ -68,7 +68,7 @@ struct ScanTile {
   const void* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
   int count;
   int depth;
-  const float* queries;  // packed by ScanBlocks
+  const float* queries;  // packed: see ScanBlocks
   int vectors;           // of query rows
   const int32_t* rows;   // [vectors * lanes] the window row of each packed row
   float scale;

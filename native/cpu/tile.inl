@@ -322,7 +322,7 @@ inline void ask_for(const void* row, int bytes) {
 // out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits.
 template <int Vectors>
 [[gnu::noinline]] void multiply_keys(const void* const* keys, int depth, const float* queries, Ahead ahead, float* out) {
-  constexpr int stride = Vectors * kLanes;
+  const ptrdiff_t pair = static_cast<ptrdiff_t>(depth) * kStripe;
   const float* key[kScanBlock];
   vf sums[kScanBlock][Vectors];
 #pragma GCC unroll 6
@@ -338,10 +338,10 @@ template <int Vectors>
       if (ahead.values != nullptr) ask_for(ahead.values[row], ahead.bytes);
     }
     const int end = row + 1 < ahead.count ? k + step : depth;
-    for (; k < end; ++k, queries += stride) {
+    for (; k < end; ++k, queries += kStripe) {
       vf query[Vectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) query[j] = load_vector(queries + j * kLanes);
+      for (int j = 0; j < Vectors; ++j) query[j] = load_vector(queries + j / 2 * pair + j % 2 * kLanes);
 #pragma GCC unroll 6
       for (int t = 0; t < kScanBlock; ++t)
 #pragma GCC unroll 4
@@ -349,7 +349,7 @@ template <int Vectors>
     }
   }
 #pragma GCC unroll 6
-  for (int t = 0; t < kScanBlock; ++t, out += stride)
+  for (int t = 0; t < kScanBlock; ++t, out += Vectors * kLanes)
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) store_vector(out + j * kLanes, sums[t][j]);
 }
