@@ -91,7 +91,7 @@ async function compactOnDevice(
   const keep = [state, selection, plan]
   return prepared.run(cache, (parts) =>
     startWork(handleOf(cache.device), { stages: stage.compact, cache: section, selection: kept, keep, ...parts }, hooks).then((numbers) => ({
-      counts: () => counts,
+      counted: selection,
       numbers,
     })),
   )
@@ -204,14 +204,16 @@ export interface Prepared {
   finish(counts: Int32Array): KvCache
 }
 
+/** What knows the kept tokens of each segment: a selection. */
+type Counted = Pick<Selection, 'counts'>
+
 /** A compaction on a GPU, before its selection is known. */
 export interface PreparedOnDevice {
   /** Does the work, given what it writes to; gives the cache that it leaves, and ends the one before where rows moved in it. */
   run(
     cache: KvCache,
     work: (parts: { target: Section; rows?: NativeHandle; pageTable?: NativeHandle; counts: Float64Array; pages: Int32Array }) => Promise<{
-      /** Kept tokens of each segment. */
-      counts: () => Int32Array
+      counted: Counted
       numbers: Float64Array
     }>,
   ): Promise<KvCache>
@@ -232,7 +234,7 @@ export function prepareOnDevice(
       return {
         async run(_, work) {
           const done = await work({ target: raggedTarget, rows, counts: noCounts, pages: noPages })
-          return raggedOnDevice(device, state, done.counts, done.numbers, rows)
+          return raggedOnDevice(device, state, done.counted, done.numbers, rows)
         },
       }
     }
@@ -244,7 +246,7 @@ export function prepareOnDevice(
       return {
         async run(cache, work) {
           const done = await work({ target, counts: freed, pages })
-          const result = cacheOf(device, thinned(state, done.counts(), freed, pages))
+          const result = cacheOf(device, thinned(state, done.counted.counts, freed, pages))
           succeed(cache)
           return result
         },
@@ -287,7 +289,7 @@ function preparePagesOnDevice(
           ...shapeOf(state),
           kind: 'paged',
           ...planes,
-          lengths: done.counts(),
+          lengths: done.counted.counts,
           axes,
           tables: Array.from({ length: layers }, (_, i) => onDevice('int32', table, [sequences, kvHeads, width], { offset: i * perLayer })),
           starts: undefined,
@@ -302,39 +304,75 @@ function preparePagesOnDevice(
   }
 }
 
-/** The cache of rows that a call has left in new memory. Its tensors, four a layer, are made when somebody asks for them. */
-function raggedOnDevice(device: Device, state: CacheState, counts: () => Int32Array, numbers: Float64Array, handle: NativeHandle): KvCache {
-  const { type, layers, sequences, kvHeads, headDim } = state
+/** The cache of rows that a call has left in new memory. */
+function raggedOnDevice(device: Device, state: CacheState, counted: Counted, numbers: Float64Array, handle: NativeHandle): KvCache {
+  const { type, headDim } = state
   const base = numbers[deviceNumbers.keys]!
   const norms = numbers[deviceNumbers.valueNorms]!
   const integers = numbers[deviceNumbers.positions]!
   const entries = numbers[deviceNumbers.rows]!
   const memory = new DeviceMemory(device, base, (norms === 0 ? integers : norms) - base + entries * 4, handle)
-  const owned = [memory]
-  return lazyCacheOf(device, { kind: 'ragged', type, layers, sequences, kvHeads, headDim, entries, owned }, () => {
-    const lengths = counts()
+  const plane = (of: TensorTypeOfRows, address: number, width: number): PlaneOnDevice => ({
+    memory,
+    type: of,
+    first: (address - base) / elementBytes(of),
+    width,
+  })
+  const planes = {
+    keys: plane(type, base, headDim),
+    values: plane(type, numbers[deviceNumbers.values]!, headDim),
+    positions: plane('int32', integers, 0),
+    valueNorms: norms === 0 ? undefined : plane('float32', norms, 0),
+  }
+  return raggedCache(device, state, entries, counted, planes, rowsOnDevice, [memory])
+}
+
+/** Rows of some width, 0 for numbers, in a call's new memory. */
+interface PlaneOnDevice {
+  readonly memory: DeviceMemory
+  readonly type: TensorTypeOfRows
+  /** Where they begin, in elements. */
+  readonly first: number
+  readonly width: number
+}
+
+function rowsOnDevice({ memory, type, first, width }: PlaneOnDevice, begin: number, end: number): Tensor {
+  const rows = end - begin
+  const offset = rows === 0 ? 0 : first + begin * Math.max(width, 1)
+  return onDevice(type, memory, width === 0 ? [rows] : [rows, width], { offset }) as Tensor
+}
+
+/**
+ * What is left of a cache, as rows. Its tensors, four a layer, are made when somebody asks for them, by `rowsOf(plane, begin, end)`. No closure is
+ * handed over: one would hold on to the cache before.
+ */
+function raggedCache<Plane>(
+  device: Device,
+  state: CacheState,
+  entries: number,
+  counted: Counted,
+  planes: { readonly keys: Plane; readonly values: Plane; readonly positions: Plane; readonly valueNorms: Plane | undefined },
+  rowsOf: (plane: Plane, begin: number, end: number) => Tensor,
+  owned?: readonly DeviceMemory[],
+): KvCache {
+  const { layers } = state
+  const shape = shapeOf(state)
+  return lazyCacheOf(device, { ...shape, kind: 'ragged', entries, owned }, () => {
+    const lengths = counted.counts
     const { starts, ends } = rowsOfLayers(lengths, layers)
-    const plane = (of: TensorTypeOfRows, address: number, width: number): Tensor[] => {
-      const first = (address - base) / elementBytes(of)
-      return ends.slice(1).map((end, i) => {
-        const rows = end - ends[i]!
-        return onDevice(of, memory, width === 0 ? [rows] : [rows, width], {
-          offset: rows === 0 ? 0 : first + ends[i]! * Math.max(width, 1),
-        }) as Tensor
-      })
-    }
+    const split = (plane: Plane): Tensor[] => ends.slice(1).map((end, i) => rowsOf(plane, ends[i]!, end))
     return {
-      ...shapeOf(state),
+      ...shape,
       kind: 'ragged',
-      keys: plane(type, base, headDim),
-      values: plane(type, numbers[deviceNumbers.values]!, headDim),
-      positions: plane('int32', integers, 0),
-      valueNorms: norms === 0 ? undefined : plane('float32', norms, 0),
+      keys: split(planes.keys),
+      values: split(planes.values),
+      positions: split(planes.positions),
+      valueNorms: planes.valueNorms && split(planes.valueNorms),
       lengths,
       axes: axesOf('ragged', 2),
       tables: undefined,
       starts,
-      owned,
+      ...(owned === undefined ? {} : { owned }),
     }
   })
 }
@@ -394,7 +432,7 @@ const toInPlace = 2
 const raggedTarget: Section = new SectionWriter().push(toRagged, 0, 0, 0, 0).section()
 
 function prepareRagged(device: Device, state: CacheState, rows: number): Prepared {
-  const { type, headDim, layers } = state
+  const { type, headDim } = state
   const axes = axesOf('ragged', 2)
   const flat = {
     keys: newTensor(type, [rows, headDim], 'the kept keys'),
@@ -410,22 +448,15 @@ function prepareRagged(device: Device, state: CacheState, rows: number): Prepare
     target: writer.section(),
     table: new Float64Array(1),
     pages: noPages,
-    finish(lengths) {
-      const { starts, ends } = rowsOfLayers(lengths, layers)
-      const split = (tensor: Tensor): Tensor[] => Array.from({ length: layers }, (_, i) => rowsOf(tensor, ends[i]!, ends[i + 1]!))
-      return cacheOf(device, {
-        ...shapeOf(state),
-        kind: 'ragged',
-        keys: split(flat.keys),
-        values: split(flat.values),
-        positions: split(flat.positions),
-        valueNorms: flat.valueNorms && split(flat.valueNorms),
-        lengths,
-        axes,
-        tables: undefined,
-        starts,
-      })
-    },
+    finish: (counts) =>
+      raggedCache(
+        device,
+        state,
+        counts.reduce((sum, count) => sum + count, 0),
+        { counts },
+        flat,
+        rowsOf,
+      ),
   }
 }
 

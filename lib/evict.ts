@@ -113,7 +113,7 @@ async function evictOnDevice(inputs: ScoreInputs, cache: KvCache, plan: Plan, ex
     const numbers = await startWork(device, work, hooks)
     const made = deviceSelection(owner, state, table, tokens, numbers)
     selection = made
-    return { counts: () => made.counts, numbers }
+    return { counted: made, numbers }
   })
   const { report } = selection!
   return {

@@ -94,6 +94,10 @@ describe('a process', () => {
     expect(await run('drop', '--expose-gc')).toEqual({ code: 0, signal: null, output: 'scored 8000\n' })
   })
 
+  it('lets a cache go that an eviction has replaced', async () => {
+    expect(await run('release', '--expose-gc')).toMatchObject({ code: 0, output: expect.stringMatching(/^released \d+\n$/) })
+  })
+
   it('lets a device go while models are made', async () => {
     expect(await run('models')).toEqual({ code: 0, signal: null, output: 'created\n' })
   })

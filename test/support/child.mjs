@@ -61,6 +61,19 @@ const tasks = {
       lengths.reduce((a, b) => a + b),
     )
   },
+  /** A cache that an eviction has replaced, while the new one is held and nobody has asked for its tensors. */
+  async release() {
+    const evicted = async () => {
+      const { model, cache, window, policy } = await load(50, { threads: 1 })
+      return { before: new WeakRef(cache.keys(0)), after: (await evict(model, cache, window, policy)).cache }
+    }
+    const { before, after } = await evicted()
+    for (let i = 0; i < 100 && before.deref() !== undefined; i++) {
+      await sleep(20) // a turn that looked at the reference keeps its target
+      globalThis.gc()
+    }
+    console.log(before.deref() === undefined ? 'released' : 'held', after.entries)
+  },
   /** A model whose creation is under way when the device goes. */
   async models() {
     for (let i = 0; i < 20; i++) {
