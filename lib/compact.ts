@@ -355,14 +355,15 @@ function raggedCache<Plane>(
   rowsOf: (plane: Plane, begin: number, end: number) => Tensor,
   owned?: readonly DeviceMemory[],
 ): KvCache {
-  const { layers } = state
-  const shape = shapeOf(state)
-  return lazyCacheOf(device, { ...shape, kind: 'ragged', entries, owned }, () => {
+  const { type, layers, sequences, kvHeads, headDim, contextLengths } = state
+  // Not the state, whose tensors are those of the cache before.
+  const before = { type, layers, sequences, kvHeads, headDim, contextLengths, lengths: state.lengths, positions: state.positions?.length }
+  return lazyCacheOf(device, { kind: 'ragged', type, layers, sequences, kvHeads, headDim, entries, owned }, () => {
     const lengths = counted.counts
     const { starts, ends } = rowsOfLayers(lengths, layers)
     const split = (plane: Plane): Tensor[] => ends.slice(1).map((end, i) => rowsOf(plane, ends[i]!, end))
     return {
-      ...shape,
+      ...shapeOf(before),
       kind: 'ragged',
       keys: split(planes.keys),
       values: split(planes.values),
@@ -547,7 +548,10 @@ function pagesFor(rows: number, pageSize: number): number {
   return Math.ceil(rows / pageSize)
 }
 
-/** What a compaction does not change. A cache without positions has read as many tokens as its longest head has. */
+/** What a compaction does not change. */
+type Unchanged = Pick<CacheState, 'type' | 'layers' | 'sequences' | 'kvHeads' | 'headDim' | 'contextLengths'>
+
+/** A cache without positions has read as many tokens as its longest head has. */
 function shapeOf({
   type,
   layers,
@@ -557,7 +561,7 @@ function shapeOf({
   positions,
   contextLengths,
   lengths,
-}: CacheState): Pick<CacheState, 'type' | 'layers' | 'sequences' | 'kvHeads' | 'headDim' | 'contextLengths'> {
+}: Unchanged & Pick<CacheState, 'lengths'> & { readonly positions: unknown }): Unchanged {
   if (positions !== undefined) return { type, layers, sequences, kvHeads, headDim, contextLengths }
   const contexts = new Int32Array(sequences)
   for (let i = 0; i < lengths.length; i++) {
