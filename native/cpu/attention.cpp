@@ -219,62 +219,65 @@ void Attention::run(Pool& pool, std::vector<Scratch>& scratch, Progress& progres
   });
   progress.check();
 
-  const auto skipped = [&](int64_t segment) { return given(segment) && observer == nullptr; };
-  std::vector<std::atomic<int64_t>> unscanned(static_cast<size_t>(segments));  // blocks
-  std::deque<std::latch> finished;                                             // segments, whose log-sum-exps are known
-  std::deque<std::latch> over;                                                 // segments, of whose blocks nothing is wanted any more
-  for (int64_t segment = 0; segment < segments; ++segment) {
-    const int64_t count = skipped(segment) ? 0 : first_block(segment + 1) - first_block(segment);
-    unscanned[static_cast<size_t>(segment)].store(count);
-    finished.emplace_back(count == 0 ? 0 : 1);
-    over.emplace_back(count);
-  }
-  const auto count = static_cast<int64_t>(blocks_.size());
-  std::vector<std::atomic<bool>> told(blocks_.size());
-  Slots slots(slots_, pool.threads());
+  // How far a segment is. A call that is cancelled still counts down, so that nobody waits for what will not come.
+  struct Stage {
+    explicit Stage(int64_t blocks) : unscanned(blocks), finished(blocks == 0 ? 0 : 1), over(blocks) {}
+    std::atomic<int64_t> unscanned;  // blocks
+    std::latch finished;             // its log-sum-exps are known
+    std::latch over;                 // blocks: nothing is wanted any more of what the scan left
+  };
   struct Thread {
     std::deque<int64_t> own;  // blocks that it scanned and has not told of
     int64_t over = 0;         // segments that it knows to be over
   };
+  const auto count = static_cast<int64_t>(blocks_.size());
+  const auto skipped = [&](int64_t segment) { return given(segment) && observer == nullptr; };
+  std::deque<Stage> stages;
+  for (int64_t segment = 0; segment < segments; ++segment)
+    stages.emplace_back(skipped(segment) ? 0 : first_block(segment + 1) - first_block(segment));
+  const auto stage = [&](int64_t segment) -> Stage& { return stages[static_cast<size_t>(segment)]; };
   std::vector<Thread> threads(static_cast<size_t>(pool.threads()));
+  std::vector<std::atomic<bool>> told(blocks_.size());
+  Slots slots(slots_, pool.threads());
 
-  // A call that is cancelled still counts down, so that nobody waits for what will not come.
   const auto tell = [&](int64_t i, int worker) {
     if (told[static_cast<size_t>(i)].exchange(true)) return;
     const Block& block = this->block(i);
     if (observer != nullptr && !progress.cancelled()) observer->scanned(block.segment, block.begin, end(block), kept(block), local(worker));
     slots.give(block.slot, worker);
-    over[static_cast<size_t>(block.segment)].count_down();
+    stage(block.segment).over.count_down();
   };
   // Whoever takes a block waits for none behind it.
   const auto make_room = [&](int64_t i, int worker) {
     if (i < slots_) return;
     for (int64_t& segment = threads[static_cast<size_t>(worker)].over; segment <= block(i - slots_).segment; ++segment) {
       if (skipped(segment)) continue;
-      finished[static_cast<size_t>(segment)].wait();
+      stage(segment).finished.wait();
       for (int64_t other = first_block(segment); other < first_block(segment + 1); ++other) tell(other, worker);
-      over[static_cast<size_t>(segment)].wait();
+      stage(segment).over.wait();
     }
   };
-  pool.run(count, [&](int64_t i, int worker) {
+  const auto scan = [&](int64_t i, int worker) {
     Block& block = blocks_[static_cast<size_t>(i)];
-    if (skipped(block.segment)) return;
     make_room(i, worker);
     block.slot = slots.take(worker);
     if (!progress.cancelled()) {
       scan_block(block, local(worker), observer);
       progress.advance(end(block) - block.begin);
     }
-    if (unscanned[static_cast<size_t>(block.segment)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      if (!progress.cancelled()) {
-        finish(block.segment, local(worker), observer);
-        if (observer != nullptr) weigh(block.segment);
-      }
-      finished[static_cast<size_t>(block.segment)].count_down();
+    if (stage(block.segment).unscanned.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    if (!progress.cancelled()) {
+      finish(block.segment, local(worker), observer);
+      if (observer != nullptr) weigh(block.segment);
     }
+    stage(block.segment).finished.count_down();
+  };
+  pool.run(count, [&](int64_t i, int worker) {
+    if (skipped(block(i).segment)) return;
+    scan(i, worker);
     std::deque<int64_t>& own = threads[static_cast<size_t>(worker)].own;
     own.push_back(i);
-    for (; !own.empty() && finished[static_cast<size_t>(this->block(own.front()).segment)].try_wait(); own.pop_front()) tell(own.front(), worker);
+    for (; !own.empty() && stage(block(own.front()).segment).finished.try_wait(); own.pop_front()) tell(own.front(), worker);
   });
   pool.run(std::min(count, slots_), [&](int64_t i, int worker) {
     if (!skipped(block(count - 1 - i).segment)) tell(count - 1 - i, worker);
