@@ -91,7 +91,7 @@ async function compactOnDevice(
   const keep = [state, selection, plan]
   return prepared.run(cache, (parts) =>
     startWork(handleOf(cache.device), { stages: stage.compact, cache: section, selection: kept, keep, ...parts }, hooks).then((numbers) => ({
-      counted: selection,
+      counted: { counts },
       numbers,
     })),
   )
@@ -204,7 +204,7 @@ export interface Prepared {
   finish(counts: Int32Array): KvCache
 }
 
-/** What knows the kept tokens of each segment: a selection. */
+/** What knows the kept tokens of each segment. */
 type Counted = Pick<Selection, 'counts'>
 
 /** A compaction on a GPU, before its selection is known. */

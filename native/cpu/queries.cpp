@@ -15,7 +15,7 @@ constexpr float kZeros[kMaxHeadDim] = {};  // a query row that does not exist, o
 }  // namespace
 
 // The fewest vectors, and of these the fewest chunks.
-RowLayout::RowLayout(int heads, int rows, const Kernels& kernels) : lanes_(kernels.lanes), held_(kernels.held) {
+RowLayout::RowLayout(int heads, int rows, const Kernels& kernels) : lanes_(kernels.lanes) {
   for (int parts = 1; parts <= std::min(rows, lanes_); ++parts) {
     const int vectors = (rows + parts - 1) / parts;
     const int chunks = (heads * parts + lanes_ - 1) / lanes_;
@@ -122,7 +122,7 @@ ScanTile Queries::tile(const Kernels& kernels, int64_t segment, const int32_t* t
   tile.count = count;
   tile.depth = model_.head_dim;
   tile.queries = scanned(segment);
-  tile.vectors = layout_.blocks().vectors;
+  tile.vectors = layout_.chunks() * layout_.vectors();
   tile.rows = window_rows_.data();
   tile.scale = layer.scale;
   tile.soft_cap = layer.soft_cap;

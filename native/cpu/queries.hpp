@@ -21,10 +21,9 @@ class RowLayout {
   int parts() const { return parts_; }      // of a head
   int chunks() const { return chunks_; }    // of `vectors` vectors
   int vectors() const { return vectors_; }  // rows of a part
-  ScanBlocks blocks() const { return {chunks_ * vectors_, held_}; }
   int count() const { return chunks_ * vectors_ * lanes_; }
   // What `scan` keeps of a token, in 32 bits each.
-  int kept() const { return blocks().pairs * lanes_; }
+  int kept() const { return (chunks_ * vectors_ + 1) / 2 * lanes_; }
   // Sums of squares of a token, a part each: head after head, then what fills the last chunk, in whole eights.
   int squares() const { return (chunks_ * lanes_ + 7) / 8 * 8; }
   // Where row q of head h is in a vector of all rows.
@@ -35,7 +34,6 @@ class RowLayout {
 
  private:
   int lanes_;
-  int held_;
   int parts_ = 0;
   int chunks_ = 0;
   int vectors_ = 0;

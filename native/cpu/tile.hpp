@@ -49,26 +49,12 @@ struct AttentionTile {
   const Visibility* masked;  // null where every row sees every token
 };
 
-// `scan` and `sample` take the vectors of packed query rows in blocks of whole pairs, as even as they can be; the last pair may be one
-// vector. Rows are packed as `load` leaves tokens: pair after pair, [depth][2 * lanes].
-struct ScanBlocks {
-  constexpr ScanBlocks(int vectors, int most) : vectors(vectors), pairs((vectors + 1) / 2), count((pairs + most / 2 - 1) / (most / 2)) {}
-  // The first vector of a block.
-  constexpr int begin(int block) const {
-    const int vector = 2 * (pairs * block / count);
-    return vector < vectors ? vector : vectors;
-  }
-  int vectors;
-  int pairs;
-  int count;
-};
-
 // Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are.
 struct ScanTile {
   const void* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
   int count;
   int depth;
-  const float* queries;  // packed: see ScanBlocks
+  const float* queries;  // packed as `load` leaves tokens: a pair of vectors after the other, [depth][2 * lanes]; the last may be one
   int vectors;           // of query rows
   const int32_t* rows;   // [vectors * lanes] the window row of each packed row
   float scale;
@@ -85,7 +71,6 @@ struct ScanTile {
 struct Kernels {
   const char* name;
   int lanes;  // of a vector of floats
-  int held;   // vectors of a block of `scan`, at most: an even number
   // rows[i] of `depth` elements, i < count, to the layout that `multiply` reads; absent tokens become 0.
   void (*load)(lpx_dtype dtype, const void* const* rows, int count, int depth, float* tile);
   void (*convert)(lpx_dtype dtype, const void* from, int64_t count, float* to);

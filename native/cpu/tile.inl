@@ -307,6 +307,19 @@ void attend(const AttentionTile& tile) {
 
 // ------------------------------------------------------------------ the scan
 
+// The vectors of packed query rows in blocks of whole pairs, as even as they can be; the last pair may be one vector.
+struct ScanBlocks {
+  constexpr ScanBlocks(int vectors, int most) : vectors(vectors), pairs((vectors + 1) / 2), count((pairs + most / 2 - 1) / (most / 2)) {}
+  // The first vector of a block.
+  constexpr int begin(int block) const {
+    const int vector = 2 * (pairs * block / count);
+    return vector < vectors ? vector : vectors;
+  }
+  int vectors;
+  int pairs;
+  int count;
+};
+
 // Rows to ask for while a product is computed: all at once they would fill the buffers that wait for memory.
 struct Ahead {
   const void* const* keys;
@@ -791,10 +804,33 @@ void end_stream() {
 const Kernels& LPX_KERNELS() {
   namespace isa = LPX_NAMESPACE;
   static constexpr Kernels kernels = {
-      LPX_NAME,          isa::kLanes,         isa::kHeld,           isa::load,          isa::convert,     isa::multiply, isa::attend,
-      isa::sample,       isa::scan,           isa::square,          isa::pair_products, isa::joint,       isa::bound,    isa::attention_statistic,
-      isa::aggregate,    isa::add_magnitudes, isa::removal_weights, isa::removal,       isa::add_outputs, isa::norms,    isa::magnitudes,
-      isa::upper_bounds, isa::pool_keys,      isa::pick_keys,       isa::pick,          isa::gram,        isa::stream,   isa::end_stream,
+      LPX_NAME,
+      isa::kLanes,
+      isa::load,
+      isa::convert,
+      isa::multiply,
+      isa::attend,
+      isa::sample,
+      isa::scan,
+      isa::square,
+      isa::pair_products,
+      isa::joint,
+      isa::bound,
+      isa::attention_statistic,
+      isa::aggregate,
+      isa::add_magnitudes,
+      isa::removal_weights,
+      isa::removal,
+      isa::add_outputs,
+      isa::norms,
+      isa::magnitudes,
+      isa::upper_bounds,
+      isa::pool_keys,
+      isa::pick_keys,
+      isa::pick,
+      isa::gram,
+      isa::stream,
+      isa::end_stream,
   };
   return kernels;
 }
