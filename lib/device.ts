@@ -9,7 +9,7 @@ export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 export type Kernels = 'auto' | 'plain' | 'portable' | 'hopper'
 
 /** The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64. Results may differ between them in the last bits. */
-export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512'
+export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512' | 'amx'
 
 /** What {@link Device.open} takes. Options of the other backend are ignored. */
 export interface DeviceOptions {
@@ -48,7 +48,7 @@ export interface DeviceInfo {
   readonly name: string
   /** Worker threads. */
   readonly threads: number
-  /** "baseline", "avx2", "avx512"; of a GPU "sm_90" and so on. */
+  /** "baseline", "avx2", "avx512", "amx"; of a GPU "sm_90" and so on. */
   readonly instructionSet: string
   /** Of the device; 0 where unknown. */
   readonly memoryBytes: number
@@ -60,7 +60,7 @@ export interface DeviceInfo {
 
 const backendNames = ['cpu', 'cuda'] as const
 const kernelNames: readonly Kernels[] = ['auto', 'plain', 'portable', 'hopper']
-const instructionSets: readonly InstructionSet[] = ['auto', 'baseline', 'avx2', 'avx512']
+const instructionSets: readonly InstructionSet[] = ['auto', 'baseline', 'avx2', 'avx512', 'amx']
 
 /** The handle of a device; throws `DISPOSED`, or `INVALID_ARGUMENT` for what is none. */
 export let handleOf: (device: Device) => NativeHandle

@@ -31,6 +31,9 @@
     "laprox_cpu_avx512": [
       "native/cpu/kernels_avx512.cpp"
     ],
+    "laprox_cpu_amx": [
+      "native/cpu/kernels_amx.cpp"
+    ],
     "laprox_cuda": [
       "native/cuda/device.cu",
       "native/cuda/launch/attention.cu",
@@ -89,6 +92,7 @@
       "-gencode=arch=compute_90,code=compute_90"
     ],
     "laprox_flags_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "laprox_flags_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
+    "laprox_flags_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+    "laprox_flags_amx": ["-mamx-tile", "-mamx-bf16"]
   }
 }

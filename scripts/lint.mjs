@@ -63,7 +63,8 @@ const tidy = ['clang-tidy', 'clang-tidy-19'].find(
 if (!tidy) console.log(`clang-tidy: version ${oldestTidy} or newer is not installed, not run`)
 else if (!existsSync(join(root, '.cmake', 'compile_commands.json'))) console.log('clang-tidy: no build in .cmake/, not run')
 else {
-  const queue = sources.filter((file) => !variables.laprox_cpu_avx2.includes(file) && !variables.laprox_cpu_avx512.includes(file)) // one text with the baseline
+  const otherTexts = [...variables.laprox_cpu_avx2, ...variables.laprox_cpu_avx512] // one with the baseline's
+  const queue = sources.filter((file) => !otherTexts.includes(file))
   const findings = new Set()
   const worker = async () => {
     for (let file = queue.shift(); file; file = queue.shift())

@@ -285,7 +285,7 @@ describe('the pruned selection', () => {
     }
   })
 
-  it.each(['baseline', 'avx2', 'avx512'] as const)('holds with the %s instructions', async (instructionSet) => {
+  it.each(['baseline', 'avx2', 'avx512', 'amx'] as const)('holds with the %s instructions', async (instructionSet) => {
     const on = await Device.open('cpu', { threads: 2, instructionSet }).catch(() => undefined)
     if (on === undefined) return
     const { problem, shape } = PEAKED

@@ -148,7 +148,7 @@ describe('fidelity', () => {
     }
   })
 
-  it.each(['baseline', 'avx2', 'avx512'] as const)('follows its definition with %s instructions', async (instructionSet) => {
+  it.each(['baseline', 'avx2', 'avx512', 'amx'] as const)('follows its definition with %s instructions', async (instructionSet) => {
     let on: Device
     try {
       on = await Device.open('cpu', { threads: 2, instructionSet })

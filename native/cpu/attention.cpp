@@ -152,13 +152,12 @@ void Attention::scan_block(const Block& block, Scratch& scratch, const Observer*
   const int64_t segment = block.segment;
   const Segment s = inputs_.cache.segments().at(segment);
   const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
-  // Rows of the block, of the first tile that comes behind it, and what fills its last block of tokens.
+  // Rows of the block, and of the first tile that comes behind it.
   const void* keys[kBlock + kScanTile];
   const void* values[kBlock + kScanTile];
   const int count = end(block) - block.begin;
   const int all = std::min(kBlock + kScanTile, inputs_.cache.length(segment) - block.begin);
   inputs_.cache.keys(s).run(block.begin, all, keys);
-  for (int i = all; i % kScanBlock != 0; ++i) keys[i] = keys[all - 1];
   if (reads_values) inputs_.cache.values(s).run(block.begin, all, values);
   std::fill_n(scratch.reference, layout().count(), kInfinity);
   for (int r = 0; r < all_rows(); ++r) scratch.reference[queries_.packed(r)] = references(segment)[r];
@@ -169,7 +168,7 @@ void Attention::scan_block(const Block& block, Scratch& scratch, const Observer*
     std::iota(tokens, tokens + some, block.begin + first);
     if (observer != nullptr) observer->tile(segment, block.begin + first, some, values + first);
     Visibility storage;
-    ScanTile tile = queries_.tile(kernels_, segment, tokens, keys + first, some, scratch, storage);
+    ScanTile tile = queries_.tile(segment, tokens, keys + first, some, scratch, storage);
     const int next = first + some;
     tile.ahead_keys = keys + next;
     tile.ahead_values = reads_values ? values + next : nullptr;

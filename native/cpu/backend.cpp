@@ -6,6 +6,14 @@
 #include <cstdio>
 #include <thread>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "core/status.hpp"
 #include "cpu/compaction.hpp"
 #include "cpu/factors.hpp"
@@ -37,6 +45,23 @@ bool has_avx512() {
 #endif
 }
 
+// Asks the system, too: the state of tiles is large, and a process has none before it has asked. From then on all its threads do.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr uint32_t kTiles = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
+  constexpr long kRequestPermission = 0x1023;
+  constexpr long kTileData = 18;
+  uint32_t eax = 0;
+  uint32_t ebx = 0;
+  uint32_t ecx = 0;
+  uint32_t edx = 0;
+  return has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTiles) == kTiles &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 const Kernels& kernels_for(lpx_isa isa) {
   switch (isa) {
     case LPX_ISA_AUTO:
@@ -47,9 +72,14 @@ const Kernels& kernels_for(lpx_isa isa) {
     case LPX_ISA_AVX512:
       if (!has_avx512()) fail(LPX_UNSUPPORTED, "options->isa is LPX_ISA_AVX512, but this processor has no AVX-512 F, BW, DQ and VL");
       break;
+    case LPX_ISA_AMX:
+      if (!has_amx())
+        fail(LPX_UNSUPPORTED, "options->isa is LPX_ISA_AMX, but this processor has no AMX for bfloat16, or its system does not allow it");
+      break;
     default: fail(LPX_INVALID_ARGUMENT, "options->isa is %d; expected one of lpx_isa", static_cast<int>(isa));
   }
 #if defined(__x86_64__)
+  if (isa == LPX_ISA_AMX || (isa == LPX_ISA_AUTO && has_amx())) return amx_kernels();
   if (isa == LPX_ISA_AVX512 || (isa == LPX_ISA_AUTO && has_avx512())) return avx512_kernels();
   if (isa == LPX_ISA_AVX2 || (isa == LPX_ISA_AUTO && has_avx2())) return avx2_kernels();
 #endif

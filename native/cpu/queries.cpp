@@ -30,8 +30,7 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   const int64_t group = model.group;
   const RowLayout layout(model.group, window_rows, kernels);
   const auto tile_rows = [&](int64_t count) { return workspace.take<float>(panels_for(static_cast<int>(count)) * int64_t{kPanel} * kTile); };
-  keys = tile_rows(model.head_dim);
-  logits = tile_rows(group * window_rows);
+  logits = tile_rows((group * window_rows + kSplitRows - 1) / kSplitRows * kSplitRows);
   values = tile_rows(model.head_dim);
   columns = tile_rows(group * kFactorColumns);
   attention_pairs = tile_rows(pair_count(model.group));
@@ -42,9 +41,9 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   reference = workspace.take<float>(layout.count());
   largest = workspace.take<float>(layout.count());
   row_sums = workspace.take<float>(layout.count());
-  plain = workspace.take<float>(int64_t{kScanTile} * model.head_dim);
+  room = workspace.take<uint16_t>(room_size(model.head_dim));
+  plain = workspace.take<float>(int64_t{kTile} * model.head_dim);
   panels = workspace.take<float>(panels_for(kFactorColumns) * int64_t{kPanel} * model.head_dim);
-  for (int i = 0; i < kScanTile; ++i) plain_rows[i] = plain + int64_t{i} * model.head_dim;
 }
 
 std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels, int threads) {
@@ -63,14 +62,17 @@ Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cac
       layout_(heads_, rows_, kernels),
       unpacked_(static_cast<size_t>((layout_.count() + kTile - 1) / kTile * kTile), -1),
       window_rows_(static_cast<size_t>(layout_.count()), 0),
-      panel_floats_(panels_for(heads_ * rows_) * int64_t{kPanel} * model.head_dim) {
+      ordered_bytes_((kernels.pack_size(heads_ * rows_, model.head_dim) + 63) / 64 * 64) {
   for (int r = 0; r < heads_ * rows_; ++r) {
     packed_.push_back(layout_.index(r / rows_, r % rows_));
     unpacked_[static_cast<size_t>(packed_.back())] = r;
     window_rows_[static_cast<size_t>(packed_.back())] = r % rows_;
   }
-  panels_ = workspace.take<float>(segments * panel_floats_);
-  scanned_ = workspace.take<float>(segments * static_cast<int64_t>(unpacked_.size()) * model.head_dim);
+  const int64_t packed_rows = segments * static_cast<int64_t>(unpacked_.size());
+  ordered_ = workspace.take<std::byte>(segments * ordered_bytes_);
+  scanned_ = workspace.take<float>(packed_rows * model.head_dim);
+  if (kernels.split != nullptr) split_ = workspace.take<uint16_t>(packed_rows * split_size(model.head_dim));
+  in_float_ = workspace.take<bool>(segments);
 }
 
 int Queries::existing_rows(Segment s) const { return std::clamp(end(s), 0, rows_); }
@@ -83,19 +85,14 @@ void Queries::pack(const Kernels& kernels, int64_t segment) {
     if (r < 0 || r % rows_ < missing) return kZeros;
     return window_.query(s, r / rows_, r % rows_);
   };
-  const void* rows[kTile];
-  for (size_t first = 0; first < unpacked_.size(); first += kTile) {
-    std::transform(unpacked_.data() + first, unpacked_.data() + first + kTile, rows, query);
-    kernels.load(window_.dtype(), rows, kTile, d, scanned(segment) + static_cast<ptrdiff_t>(first) * d);
-  }
-  float* to = panels(segment);
-  float row[kMaxHeadDim];
-  for (int first = 0; first < heads_ * rows_; first += kPanel, to += ptrdiff_t{kPanel} * d) {
-    for (int i = 0; i < kPanel; ++i) {
-      kernels.convert(window_.dtype(), query(first + i < heads_ * rows_ ? first + i : -1), d, row);
-      for (int k = 0; k < d; ++k) to[k * kPanel + i] = row[k];
-    }
-  }
+  std::vector<const void*> rows(unpacked_.size());
+  std::transform(unpacked_.begin(), unpacked_.end(), rows.begin(), query);
+  for (size_t first = 0; first < rows.size(); first += kTile)
+    kernels.load(window_.dtype(), rows.data() + first, kTile, d, scanned(segment) + static_cast<ptrdiff_t>(first) * d);
+  in_float(segment) = kernels.split != nullptr && !kernels.split(scanned(segment), layout_.chunks() * layout_.vectors(), d, split(segment));
+  const int count = heads_ * rows_;
+  for (int r = 0; r < count; ++r) rows[static_cast<size_t>(r)] = query(r);
+  kernels.pack(window_.dtype(), rows.data(), count, d, ordered(segment));
 }
 
 // Null where every row sees the tokens, which ascend.
@@ -110,19 +107,19 @@ const Visibility* Queries::mask(int64_t segment, const int32_t* tokens, int coun
   return &storage;
 }
 
-ScanTile Queries::tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch,
-                       Visibility& storage) const {
+ScanTile Queries::tile(int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch, Visibility& storage) const {
   const Layer& layer = model_.layers[static_cast<size_t>(cache_.segments().at(segment).layer)];
   ScanTile tile{};
   tile.keys = keys;
-  if (cache_.dtype() != LPX_F32) {
-    for (int i = 0; i < count; ++i) kernels.convert(cache_.dtype(), keys[i], model_.head_dim, scratch.plain + int64_t{i} * model_.head_dim);
-    tile.keys = scratch.plain_rows;
-  }
+  tile.key_type = cache_.dtype();
   tile.count = count;
   tile.depth = model_.head_dim;
   tile.queries = scanned(segment);
   tile.vectors = layout_.chunks() * layout_.vectors();
+  tile.split_queries = split(segment);
+  tile.query_type = window_.dtype();
+  tile.in_float = in_float(segment);
+  tile.room = scratch.room;
   tile.rows = window_rows_.data();
   tile.scale = layer.scale;
   tile.soft_cap = layer.soft_cap;
@@ -138,8 +135,8 @@ void Queries::log_sums(const Kernels& kernels, int64_t segment, const int32_t* t
   for (int64_t first = 0; first < count; first += kScanTile) {
     Visibility storage;
     const int some = static_cast<int>(std::min<int64_t>(kScanTile, count - first));
-    for (int i = 0; i < kScanTile; ++i) scratch.rows[i] = keys(tokens[first + std::min(i, some - 1)]);
-    kernels.sample(tile(kernels, segment, tokens + first, scratch.rows, some, scratch, storage), scratch.largest, scratch.row_sums);
+    for (int i = 0; i < some; ++i) scratch.rows[i] = keys(tokens[first + i]);
+    kernels.sample(tile(segment, tokens + first, scratch.rows, some, scratch, storage), scratch.largest, scratch.row_sums);
   }
   for (int r = 0; r < heads_ * rows_; ++r) {
     const int at = packed(r);
@@ -153,8 +150,18 @@ void Queries::attend(const Kernels& kernels, int64_t segment, const int32_t* tok
   const Layer& layer = model_.layers[static_cast<size_t>(s.layer)];
   const Rows keys = cache_.keys(s);
   for (int i = 0; i < count; ++i) scratch.rows[i] = keys(tokens[i]);
-  kernels.load(cache_.dtype(), scratch.rows, count, model_.head_dim, scratch.keys);
-  kernels.multiply(panels(segment), heads_ * rows_, model_.head_dim, scratch.keys, count, scratch.logits);
+  LogitTile tile{};
+  tile.keys = scratch.rows;
+  tile.key_type = cache_.dtype();
+  tile.count = count;
+  tile.depth = model_.head_dim;
+  tile.queries = ordered(segment);
+  tile.query_type = window_.dtype();
+  tile.rows = heads_ * rows_;
+  tile.in_float = in_float(segment);
+  tile.room = scratch.room;
+  tile.out = scratch.logits;
+  kernels.logits(tile);
   Visibility storage;
   const Visibility* masked = mask(segment, tokens, count, scratch, storage);
   kernels.attend({scratch.logits, count, heads_, rows_, layer.scale, layer.soft_cap, reference, residual, masked});

@@ -43,7 +43,6 @@ class RowLayout {
 struct Scratch {
   Scratch(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels);
 
-  float* keys;
   float* logits;  // [R * m] rows
   float* values;
   float* columns;  // [R * kFactorColumns] rows
@@ -55,10 +54,10 @@ struct Scratch {
   float* reference;  // [RowLayout::count()], as are the next two
   float* largest;
   float* row_sums;
-  float* plain;   // [kScanTile][d]
-  float* panels;  // [kFactorColumns rounded up to panels][d]
+  uint16_t* room;  // for keys: room_size(d)
+  float* plain;    // [kTile][d]
+  float* panels;   // [kFactorColumns rounded up to panels][d]
   const void* rows[kScanTile];
-  const void* plain_rows[kScanTile];
   int32_t positions[kScanTile];
 };
 
@@ -78,10 +77,9 @@ class Queries {
   int existing_rows(Segment s) const;
 
   void pack(const Kernels& kernels, int64_t segment);
-  // Up to kScanTile tokens, ascending, for `scan` and `sample`; `keys` are theirs, and any up to whole blocks. The reference is left to the caller.
-  // Lives in `keys`, `scratch` and `storage`.
-  ScanTile tile(const Kernels& kernels, int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch,
-                Visibility& storage) const;
+  // Up to kScanTile tokens, ascending, for `scan` and `sample`; `keys` are theirs. The reference and what to ask for are left to the
+  // caller. Lives in `keys`, `scratch` and `storage`.
+  ScanTile tile(int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch, Visibility& storage) const;
   // out[R * m] = log2 of the sum of 2^logit over tokens, which ascend; -inf for rows that do not exist or see none of them.
   void log_sums(const Kernels& kernels, int64_t segment, const int32_t* tokens, int64_t count, float* out, Scratch& scratch) const;
   // Up to kTile tokens, ascending: scratch.logits = 2^(logit - reference - residual), 0 where a row does not see a token. Reference
@@ -93,8 +91,12 @@ class Queries {
   const Visibility* mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
   // The position behind that of the last row.
   int32_t end(Segment s) const { return cache_.context(s) + window_.ahead(); }
-  float* panels(int64_t segment) const { return panels_ + segment % segments_ * panel_floats_; }
+  std::byte* ordered(int64_t segment) const { return ordered_ + segment % segments_ * ordered_bytes_; }
   float* scanned(int64_t segment) const { return scanned_ + segment % segments_ * static_cast<int64_t>(unpacked_.size()) * model_.head_dim; }
+  uint16_t* split(int64_t segment) const {
+    return split_ == nullptr ? nullptr : split_ + segment % segments_ * static_cast<int64_t>(unpacked_.size()) * split_size(model_.head_dim);
+  }
+  bool& in_float(int64_t segment) const { return in_float_[segment % segments_]; }
 
   const ModelShape& model_;
   const Cache& cache_;
@@ -106,9 +108,11 @@ class Queries {
   std::vector<int32_t> packed_;       // [R * m] RowLayout::index
   std::vector<int32_t> unpacked_;     // rows in that order, in whole tiles; -1 where there is none
   std::vector<int32_t> window_rows_;  // of packed rows
-  int64_t panel_floats_;
-  float* panels_;   // [segments] packed for `multiply`
-  float* scanned_;  // [segments] packed for `scan`
+  int64_t ordered_bytes_;
+  std::byte* ordered_;         // [segments] packed for `logits`
+  float* scanned_;             // [segments] packed for `sample` and `scan`
+  uint16_t* split_ = nullptr;  // [segments] the same, split, if the kernels do that
+  bool* in_float_;             // [segments] they could not be split
 };
 
 }  // namespace laprox::cpu

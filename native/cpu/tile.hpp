@@ -23,8 +23,20 @@ inline constexpr int kPoolChunk = 2048;
 // Share of the own pairs below which a joint score's sum has cancelled too far.
 inline constexpr float kCancelled = 0.02f;
 
+// Numbers in bfloat16 that a float is split into where tiles of such are multiplied, and the size of a tile.
+inline constexpr int kSplitParts = 3;
+inline constexpr int kSplitDepth = 32;
+inline constexpr int kSplitRows = 16;  // of a tile
+
 inline constexpr int panels_for(int rows) { return (rows + kPanel - 1) / kPanel; }
 inline constexpr int pair_count(int heads) { return heads * (heads + 1) / 2; }
+// Numbers of a row of `depth` once it is split.
+inline constexpr int split_size(int depth) { return kSplitParts * ((depth + kSplitDepth - 1) / kSplitDepth * kSplitDepth); }
+// Parts that numbers of a type fill; those behind are 0.
+inline constexpr int split_parts(lpx_dtype dtype) { return dtype == LPX_F32 ? 3 : dtype == LPX_F16 ? 2 : 1; }
+// Numbers of the split keys of a tile, and of ScanTile::room and LogitTile::room.
+inline constexpr int split_keys_size(int depth) { return kScanTile * split_size(depth); }
+inline constexpr int room_size(int depth) { return 2 * split_keys_size(depth); }
 // Pairs (h, h') with h <= h' of one group, in a triangle.
 inline constexpr int pair_index(int h, int other) { return other * (other + 1) / 2 + h; }
 
@@ -35,8 +47,22 @@ struct Visibility {
   int32_t window;            // sliding window, 0 for none
 };
 
+// Tokens as `logits` takes them: each query row's products with all of them.
+struct LogitTile {
+  const void* const* keys;  // [count] rows of `depth` numbers
+  lpx_dtype key_type;
+  int count;
+  int depth;
+  const std::byte* queries;  // as `pack` leaves `rows` of them
+  lpx_dtype query_type;
+  int rows;
+  bool in_float;   // the queries have numbers that are not split
+  uint16_t* room;  // for keys that are converted, aligned to 64
+  float* out;      // [rows][kTile], in whole panels and tiles
+};
+
 struct AttentionTile {
-  float* logits;  // [heads * rows][kTile] products q * k; overwritten
+  float* logits;  // [heads * rows][kTile]; overwritten
   int count;      // tokens; whole vectors are computed
   int heads;
   int rows;
@@ -51,7 +77,8 @@ struct AttentionTile {
 
 // Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are.
 struct ScanTile {
-  const void* const* keys;  // [count rounded up to kScanBlock] rows of `depth` floats
+  const void* const* keys;  // [count] rows of `depth` numbers
+  lpx_dtype key_type;
   int count;
   int depth;
   const float* queries;  // packed as `load` leaves tokens: a pair of vectors after the other, [depth][2 * lanes]; the last may be one
@@ -59,8 +86,12 @@ struct ScanTile {
   const int32_t* rows;   // [vectors * lanes] the window row of each packed row
   float scale;
   float soft_cap;
-  const float* reference;    // [vectors * lanes] in base 2; +inf where there is no row
-  const Visibility* masked;  // null where every row sees every token
+  const float* reference;         // [vectors * lanes] in base 2; +inf where there is no row
+  const Visibility* masked;       // null where every row sees every token
+  const uint16_t* split_queries;  // what Kernels::split made of them, if it is there
+  lpx_dtype query_type;
+  bool in_float;   // the queries have numbers that are not split
+  uint16_t* room;  // for keys that are converted, aligned to 64
   // [ahead_count] rows of ahead_bytes that are wanted next: asked for between products. No values: null.
   const void* const* ahead_keys;
   const void* const* ahead_values;
@@ -77,10 +108,18 @@ struct Kernels {
   // out[r][t] = sum over k of panels[r][k] * tile[k][t], k ascending, of whole vectors that hold tokens t < count. `out` has room
   // for whole panels.
   void (*multiply)(const float* panels, int rows, int depth, const float* tile, int count, float* out);
-  // Products to attention, 0 where a row does not see a token. In place.
+  // Query rows for `logits`: rows[i] of `depth` numbers, i < count; pack_size(count, depth) bytes, aligned to 64.
+  int64_t (*pack_size)(int count, int depth);
+  void (*pack)(lpx_dtype dtype, const void* const* rows, int count, int depth, std::byte* out);
+  // out[r][t] = sum over k of queries[r][k] * keys[t][k], of whole vectors that hold tokens t < count: the bits that `scan` has.
+  void (*logits)(const LogitTile& tile);
+  // Logits to attention, 0 where a row does not see a token. In place.
   void (*attend)(const AttentionTile& tile);
   // Running log-sum-exp in base 2 of packed rows: sums[r] = sum of 2^(logit - largest[r]). The reference is not read.
   void (*sample)(const ScanTile& tile, float* largest, float* sums);
+  // Queries as `load` leaves them, for a `scan` that splits numbers: [vectors * lanes] rows of split_size(depth). Returns whether they could be
+  // split. Null where it multiplies floats.
+  bool (*split)(const float* queries, int vectors, int depth, uint16_t* out);
   // Adds to sums[r] the row sums of e, the attention by the reference. Keeps them, unless `kept` is null, cut to bfloat16, for `square`:
   // kept[t][pair][lane] has that of the pair's first vector in its lower half.
   void (*scan)(const ScanTile& tile, double* sums, uint32_t* kept);
@@ -127,10 +166,12 @@ struct Kernels {
   void (*end_stream)();
 };
 
-const Kernels& baseline_kernels();
+const Kernels& baseline_kernels() noexcept;
 #if defined(__x86_64__)
-const Kernels& avx2_kernels();
-const Kernels& avx512_kernels();
+const Kernels& avx2_kernels() noexcept;
+const Kernels& avx512_kernels() noexcept;
+// avx512_kernels(), with a scan by AMX. To be called where the processor has that and the system allows it.
+const Kernels& amx_kernels() noexcept;
 #endif
 
 }  // namespace laprox::cpu

@@ -7,93 +7,21 @@
 // multiply-adds, which the width of the front end would limit otherwise. A panel
 // (depth * 6 floats) and a stripe of the tile (depth * 2 vectors) stay in the first-level cache together.
 
-#include <cmath>
 #include <cstring>
 
+#include "core/geometry.hpp"
+#include "cpu/scan.inl"
 #include "cpu/tile.hpp"
-
-#if LPX_LANES == 16
-#include <immintrin.h>
-#elif defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "cpu/vector.inl"
 
 namespace laprox::cpu {
 namespace LPX_NAMESPACE {
 
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr int kLanes = LPX_LANES;
-constexpr int kVectors = kTile / kLanes;  // vectors in a row of a tile
-constexpr int kStripe = 2 * kLanes;       // tokens that `multiply` takes at a time
-constexpr int kCacheLine = 64;
+constexpr int kVectors = kTile / kLanes;     // vectors in a row of a tile
+constexpr int kKeptAhead = 16;               // tokens that `square` asks for before it reads them
+constexpr int kStripe = 2 * kLanes;          // tokens that `multiply` takes at a time
 constexpr int kHeld = kLanes == 16 ? 4 : 2;  // vectors of query rows that `scan` multiplies at a time: what fits the registers
-constexpr uint32_t kUpperHalf = 0xffff0000;
 static_assert(kTile % kStripe == 0, "a tile holds whole stripes");
-
-typedef float vf __attribute__((vector_size(4 * LPX_LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LPX_LANES)));
-typedef uint32_t vu __attribute__((vector_size(4 * LPX_LANES)));
-typedef float vf_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
-typedef uint32_t vu_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
-typedef int32_t vi_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
-// Rows are read in eights whatever the width: head dimensions are multiples of 8.
-typedef float v8 __attribute__((vector_size(32)));
-typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
-typedef uint32_t u8 __attribute__((vector_size(32)));
-typedef uint16_t h8 __attribute__((vector_size(16)));
-typedef uint16_t h8_unaligned __attribute__((vector_size(16), aligned(2), may_alias));
-
-inline vf load_vector(const float* from) { return *reinterpret_cast<const vf_unaligned*>(from); }
-inline void store_vector(float* to, vf value) { *reinterpret_cast<vf_unaligned*>(to) = value; }
-inline vu load_bits(const uint32_t* from) { return *reinterpret_cast<const vu_unaligned*>(from); }
-inline void store_bits(uint32_t* to, vu value) { *reinterpret_cast<vu_unaligned*>(to) = value; }
-inline vf splat(float value) { return vf{} + value; }
-inline vf bits_to_float(vi value) { return reinterpret_cast<vf>(value); }
-inline vi float_to_bits(vf value) { return reinterpret_cast<vi>(value); }
-
-inline vf square_root(vf x) {
-  vf root = {};
-  for (int i = 0; i < kLanes; ++i) root[i] = __builtin_sqrtf(x[i]);
-  return root;
-}
-
-// 2^x to about 1 ulp: 0 below the smallest normal number, at most infinity and at least 2^127 above 2^127.5, NaN for NaN. A
-// minimax polynomial on [-1/2, 1/2] (relative error 9e-8), 1 at 0.
-inline vf power_of_two(vf x) {
-#if LPX_LANES == 16
-  const __mmask16 stays = _mm512_cmp_ps_mask(x, splat(-126.0f), _CMP_NLT_UQ);
-  const vf whole = _mm512_maskz_roundscale_ps(stays, x, _MM_FROUND_TO_NEAREST_INT);
-#else
-  const vi vanishes = x < -126.0f;
-  x = 127.5f < x ? splat(127.5f) : x;
-  const vf shifted = x + 12582912.0f;  // rounds to an integer in the low bits
-  const vf whole = shifted - 12582912.0f;
-#endif
-  const vf f = x - whole;
-  const vf p = ((((1.3264727e-3f * f + 9.6715126e-3f) * f + 5.5507337e-2f) * f + 2.4022242e-1f) * f + 6.9314698e-1f) * f + 1.0f;
-#if LPX_LANES == 16
-  return _mm512_maskz_scalef_ps(stays, p, whole);
-#else
-  // Adds to the exponent; in unsigned, since what vanishes may wrap around.
-  const vu scaled = reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(shifted) << 23);
-  return bits_to_float(reinterpret_cast<vi>(scaled) & ~vanishes);
-#endif
-}
-
-// tanh(x): the polynomial of Cephes' tanhf near 0, where 1 - 2/(exp(2x) + 1) would cancel.
-inline vf hyperbolic_tangent(vf x) {
-  const vf magnitude = bits_to_float(float_to_bits(x) & 0x7fffffff);
-  const vi sign = float_to_bits(x) & static_cast<int32_t>(0x80000000);
-  const vf far = 1.0f - 2.0f / (power_of_two(2.0f * kLog2E * magnitude) + 1.0f);
-  const vf z = x * x;
-  vf p = splat(-5.70498872745e-3f);
-  p = p * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  const vf near = p * z * x + x;
-  return magnitude < 0.625f ? near : bits_to_float(float_to_bits(far) | sign);
-}
 
 // ------------------------------------------------------------------ rows in
 
@@ -217,6 +145,28 @@ void multiply(const float* panels, int rows, int depth, const float* tile, int c
   }
 }
 
+int64_t pack_size(int count, int depth) { return static_cast<int64_t>(panels_for(count)) * kPanel * depth * 4; }
+
+void pack(lpx_dtype dtype, const void* const* rows, int count, int depth, std::byte* out) {
+  auto* panel = reinterpret_cast<float*>(out);
+  float row[kMaxHeadDim];
+  for (int first = 0; first < count; first += kPanel, panel += static_cast<ptrdiff_t>(kPanel) * depth) {
+    for (int i = 0; i < kPanel; ++i) {
+      if (first + i < count)
+        convert(dtype, rows[first + i], depth, row);
+      else
+        std::memset(row, 0, sizeof row);
+      for (int k = 0; k < depth; ++k) panel[k * kPanel + i] = row[k];
+    }
+  }
+}
+
+void logits(const LogitTile& tile) {
+  auto* keys = reinterpret_cast<float*>(tile.room);
+  load(tile.key_type, tile.keys, tile.count, tile.depth, keys);
+  multiply(reinterpret_cast<const float*>(tile.queries), tile.rows, tile.depth, keys, tile.count, tile.out);
+}
+
 template <int Heads>
 void pair_products_of(const float* x, int rows, int first, float* out) {
   for (int v = 0; v < kVectors; ++v) {
@@ -261,14 +211,6 @@ void pair_products(const float* x, int heads, int rows, int first, float* out) {
 }
 
 // ------------------------------------------------------------------ attention
-
-// The exponent, in base 2: one multiply-add where there is no soft-cap. Masks come after the exponential, so that the bits of
-// a token do not depend on its neighbours.
-template <bool SoftCap>
-inline vf exponent(const float* logits, float scale, float soft_cap, vf reference) {
-  if constexpr (SoftCap) return (soft_cap * kLog2E) * hyperbolic_tangent(load_vector(logits) * scale / soft_cap) - reference;
-  return load_vector(logits) * (scale * kLog2E) - reference;
-}
 
 // Sets what a row does not see to 0.
 void hide(const AttentionTile& tile) {
@@ -328,27 +270,24 @@ struct Ahead {
   int bytes;
 };
 
-inline void ask_for(const void* row, int bytes) {
-  for (int byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const char*>(row) + byte);
-}
-
-// out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits.
+// out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits. Of `count` tokens up to kScanBlock;
+// behind them is the last one again.
 template <int Vectors>
-[[gnu::noinline]] void multiply_keys(const void* const* keys, int depth, const float* queries, Ahead ahead, float* out) {
+[[gnu::noinline]] void multiply_keys(const void* const* keys, int count, int depth, const float* queries, Ahead ahead, float* out) {
   const ptrdiff_t pair = static_cast<ptrdiff_t>(depth) * kStripe;
   const float* key[kScanBlock];
   vf sums[kScanBlock][Vectors];
 #pragma GCC unroll 6
   for (int t = 0; t < kScanBlock; ++t) {
-    key[t] = static_cast<const float*>(keys[t]);
+    key[t] = static_cast<const float*>(keys[t < count ? t : count - 1]);
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) sums[t][j] = vf{};
   }
   const int step = ahead.count == 0 ? depth : depth / ahead.count;
   for (int k = 0, row = 0; k < depth; ++row) {
     if (row < ahead.count) {
-      ask_for(ahead.keys[row], ahead.bytes);
-      if (ahead.values != nullptr) ask_for(ahead.values[row], ahead.bytes);
+      ask_for<true>(ahead.keys[row], ahead.bytes);
+      if (ahead.values != nullptr) ask_for<true>(ahead.values[row], ahead.bytes);
     }
     const int end = row + 1 < ahead.count ? k + step : depth;
     for (; k < end; ++k, queries += kStripe) {
@@ -372,6 +311,15 @@ template <int Vectors>
 template <typename Body>
 inline void for_each_block(const ScanTile& tile, Body&& body) {
   alignas(kCacheLine) float logits[kScanBlock * kHeld * kLanes];
+  const void* converted[kScanTile];
+  if (tile.key_type != LPX_F32) {
+    auto* row = reinterpret_cast<float*>(tile.room);
+    for (int t = 0; t < tile.count; ++t, row += tile.depth) {
+      convert(tile.key_type, tile.keys[t], tile.depth, row);
+      converted[t] = row;
+    }
+  }
+  const void* const* keys = tile.key_type == LPX_F32 ? tile.keys : converted;
   const ScanBlocks blocks(tile.vectors, kHeld);
   const int products = (tile.count + kScanBlock - 1) / kScanBlock * blocks.count;
   const int share = (tile.ahead_count + products - 1) / products;
@@ -384,7 +332,8 @@ inline void for_each_block(const ScanTile& tile, Body&& body) {
         const Ahead ahead{tile.ahead_keys + asked, tile.ahead_values == nullptr ? nullptr : tile.ahead_values + asked, left < share ? left : share,
                           tile.ahead_bytes};
         asked += ahead.count;
-        multiply_keys<Width>(tile.keys + first, tile.depth, tile.queries + static_cast<ptrdiff_t>(vector) * kLanes * tile.depth, ahead, logits);
+        multiply_keys<Width>(keys + first, tile.count - first, tile.depth, tile.queries + static_cast<ptrdiff_t>(vector) * kLanes * tile.depth, ahead,
+                             logits);
         return static_cast<const float*>(logits);
       });
     };
@@ -397,14 +346,6 @@ inline void for_each_block(const ScanTile& tile, Body&& body) {
       default: take.template operator()<kHeld>(); break;
     }
   }
-}
-
-// All bits where a row sees a token.
-inline vi visible(const Visibility& mask, const int32_t* rows, int token) {
-  const vi last = *reinterpret_cast<const vi_unaligned*>(rows) + mask.last;
-  const int32_t position = mask.positions[token];
-  const vi seen = last >= position;
-  return mask.window == 0 ? seen : seen & (last - mask.window < position);
 }
 
 template <bool SoftCap>
@@ -433,50 +374,17 @@ void sample_rows(const ScanTile& tile, float* largest, float* sums) {
   });
 }
 
-inline void add_to(double* to, vf value) {
-  typedef double vd __attribute__((vector_size(8 * LPX_LANES)));
-  typedef double vd_unaligned __attribute__((vector_size(8 * LPX_LANES), aligned(8), may_alias));
-  *reinterpret_cast<vd_unaligned*>(to) += __builtin_convertvector(value, vd);
-}
-
 template <bool SoftCap, bool Masked>
 void scan_rows(const ScanTile& tile, double* sums, uint32_t* kept) {
   for_each_block(tile, [&tile, sums, kept]<int Width>(int vector, auto&& logits_of) {
-    const float scale = tile.scale;
-    const float soft_cap = tile.soft_cap;
-    const ptrdiff_t stride = static_cast<ptrdiff_t>((tile.vectors + 1) / 2) * kLanes;
-    const ptrdiff_t row = static_cast<ptrdiff_t>(vector) * kLanes;
-    uint32_t* to = kept == nullptr ? nullptr : kept + row / 2;
-    vf reference[Width];
-    vf totals[Width] = {};
-#pragma GCC unroll 4
-    for (int j = 0; j < Width; ++j) reference[j] = load_vector(tile.reference + row + j * kLanes);
+    ScanRows<SoftCap, Masked, Width> rows(tile, vector, Width, kept);
     for (int first = 0; first < tile.count; first += kScanBlock) {
       const float* logits = logits_of(first);
       const int end = tile.count - first < kScanBlock ? tile.count : first + kScanBlock;
-      vf row_sums[Width] = {};
-      for (int t = first; t < end; ++t, logits += Width * kLanes) {
-        vf e[Width];
-#pragma GCC unroll 4
-        for (int j = 0; j < Width; ++j) {
-          e[j] = power_of_two(exponent<SoftCap>(logits + j * kLanes, scale, soft_cap, reference[j]));
-          if constexpr (Masked) e[j] = bits_to_float(float_to_bits(e[j]) & visible(*tile.masked, tile.rows + row + j * kLanes, t));
-          row_sums[j] += e[j];
-        }
-        if (to == nullptr) continue;
-#pragma GCC unroll 2
-        for (int j = 0; j < Width; j += 2) {
-          vu pair = reinterpret_cast<vu>(e[j]) >> 16;
-          if (j + 1 < Width) pair |= reinterpret_cast<vu>(e[j + 1]) & kUpperHalf;
-          store_bits(to + j / 2 * kLanes, pair);
-        }
-        to += stride;
-      }
-#pragma GCC unroll 4
-      for (int j = 0; j < Width; ++j) totals[j] += row_sums[j];
+      for (int t = first; t < end; ++t, logits += Width * kLanes) rows.take(logits, t);
+      rows.close();
     }
-#pragma GCC unroll 4
-    for (int j = 0; j < Width; ++j) add_to(sums + row + j * kLanes, totals[j]);
+    rows.add_to(sums);
   });
 }
 
@@ -497,6 +405,7 @@ void square(const uint32_t* kept, int count, int chunks, int vectors, const floa
     float* to = out;
     const float* weight = weights;
     bool between = false;  // the halves of a pair
+    ask_for<true>(kept + kKeptAhead * stride, static_cast<int>(stride) * 4);
     for (int chunk = 0; chunk < chunks; ++chunk, to += kLanes) {
       vf sums[2] = {};
       const auto add = [&](int half, vu bits) {
@@ -801,7 +710,7 @@ void end_stream() {
 
 }  // namespace LPX_NAMESPACE
 
-const Kernels& LPX_KERNELS() {
+const Kernels& LPX_KERNELS() noexcept {
   namespace isa = LPX_NAMESPACE;
   static constexpr Kernels kernels = {
       LPX_NAME,
@@ -809,8 +718,12 @@ const Kernels& LPX_KERNELS() {
       isa::load,
       isa::convert,
       isa::multiply,
+      isa::pack_size,
+      isa::pack,
+      isa::logits,
       isa::attend,
       isa::sample,
+      nullptr,
       isa::scan,
       isa::square,
       isa::pair_products,
