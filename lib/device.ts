@@ -8,7 +8,10 @@ export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 /** Which kernels a CUDA device uses. */
 export type Kernels = 'auto' | 'plain' | 'portable' | 'hopper'
 
-/** The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64. Results may differ between them in the last bits. */
+/**
+ * The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64, `amx` is AVX-512 with matrix instructions for logits, on
+ * Linux. Results may differ between them in the last bits.
+ */
 export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512' | 'amx'
 
 /** What {@link Device.open} takes. Options of the other backend are ignored. */
