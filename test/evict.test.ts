@@ -18,7 +18,7 @@ import { float64 } from './oracle/arithmetic.js'
 import type { Problem } from './oracle/problem.js'
 import { scores as oracleScores } from './oracle/score.js'
 import { select as oracleSelect, pool } from './oracle/select.js'
-import { buildCache, buildModel, buildWindow, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
+import { buildCache, buildModel, buildWindow, INSTRUCTION_SETS, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
 import { changeSegments, drawShape, makeProblem, ownLengths, type Shape } from './support/problem.js'
 import { Random } from './support/random.js'
 
@@ -285,7 +285,7 @@ describe('the pruned selection', () => {
     }
   })
 
-  it.each(['baseline', 'avx2', 'avx512', 'amx'] as const)('holds with the %s instructions', async (instructionSet) => {
+  it.each(INSTRUCTION_SETS)('holds with the %s instructions', async (instructionSet) => {
     const on = await Device.open('cpu', { threads: 2, instructionSet }).catch(() => undefined)
     if (on === undefined) return
     const { problem, shape } = PEAKED

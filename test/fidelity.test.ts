@@ -15,7 +15,7 @@ import {
 } from '../lib/index.js'
 import { changes, continued, fidelity as oracle, relativeError, type Squares } from './oracle/fidelity.js'
 import type { Problem } from './oracle/problem.js'
-import { buildCache, buildModel, buildWindow, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
+import { buildCache, buildModel, buildWindow, INSTRUCTION_SETS, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
 import { roundTo } from './support/half.js'
 import { drawShape, GROUP_SIZES, makeProblem, ownLengths, type Shape, sharedLengths } from './support/problem.js'
 import { Random } from './support/random.js'
@@ -148,7 +148,7 @@ describe('fidelity', () => {
     }
   })
 
-  it.each(['baseline', 'avx2', 'avx512', 'amx'] as const)('follows its definition with %s instructions', async (instructionSet) => {
+  it.each(INSTRUCTION_SETS)('follows its definition with %s instructions', async (instructionSet) => {
     let on: Device
     try {
       on = await Device.open('cpu', { threads: 2, instructionSet })

@@ -1,7 +1,7 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { AttentionModel, Device, type KvCache, type Policy, policies, type Scores, score, Tensor, type Window } from '../lib/index.js'
 import type { Problem } from './oracle/problem.js'
-import { buildCache, buildModel, buildWindow, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
+import { buildCache, buildModel, buildWindow, INSTRUCTION_SETS, type Layout, OWN_LENGTH_LAYOUTS, SHARED_LENGTH_LAYOUTS } from './support/build.js'
 import { expectSameBits, expectScores, segmentsOf } from './support/compare.js'
 import { drawShape, GROUP_SIZES, makeProblem, ownLengths, type Shape, sharedLengths } from './support/problem.js'
 import { Random } from './support/random.js'
@@ -345,7 +345,7 @@ describe('scores', () => {
   })
 })
 
-describe.each(['baseline', 'avx2', 'avx512', 'amx'] as const)('the %s instructions', (instructionSet) => {
+describe.each(INSTRUCTION_SETS)('the %s instructions', (instructionSet) => {
   it('follow the formulas', async (context) => {
     let on: Device
     try {

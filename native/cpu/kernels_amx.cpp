@@ -19,6 +19,7 @@
 #if defined(__x86_64__)
 #define LPX_LANES 16
 #define LPX_NAMESPACE amx
+#include <bit>
 #include <cstring>
 
 #include "core/geometry.hpp"
@@ -29,35 +30,43 @@ namespace amx {
 
 constexpr int kTileNumbers = kSplitRows * kSplitDepth;
 constexpr float kHuge = 0x1p64f;  // keys with such numbers, infinity or NaN are multiplied in float, as are all where queries have such
-constexpr uint32_t kHugeBits = 0x5f800000;
-
-inline int padded(int depth) { return (depth + kSplitDepth - 1) / kSplitDepth * kSplitDepth; }
+constexpr auto kHugeBits = std::bit_cast<uint32_t>(kHuge);
 
 // The nearest number in bfloat16.
 inline vf nearest(vf x) { return reinterpret_cast<vf>((reinterpret_cast<vu>(x) + 0x8000u) & kUpperHalf); }
 // Of numbers in bfloat16: those of `low` in the lower halves.
 inline vu pack_halves(vf low, vf high) { return reinterpret_cast<vu>(low) >> 16 | reinterpret_cast<vu>(high); }
 
+// Calls store(part, pairs of numbers) for each part of both.
+template <int Parts, typename Store>
+[[gnu::always_inline]] inline void split_pairs(vf low, vf high, Store&& store) {
+  for (int part = 0; part < Parts; ++part) {
+    const vf low_part = nearest(low);
+    const vf high_part = nearest(high);
+    store(part, pack_halves(low_part, high_part));
+    low -= low_part;
+    high -= high_part;
+  }
+}
+
 // Tiles hold the numbers k and k + 16 of each 32 beside each other, as a pair.
 
 // out[pair of vectors][part][padded depth / 32][vector of the pair]: tiles B[16][lane][2].
 bool split(const float* queries, int vectors, int depth, uint16_t* out) {
-  const int steps = padded(depth) / kSplitDepth;
+  const int steps = padded_depth(depth) / kSplitDepth;
   vf magnitudes = {};
   for (int vector = 0; vector < (vectors + 1) / 2 * 2; ++vector) {
     const float* rows = queries + static_cast<ptrdiff_t>(vector / 2) * depth * 2 * kLanes + vector % 2 * kLanes;
     const auto row = [&](int k) { return k < depth ? load_vector(rows + static_cast<ptrdiff_t>(k) * 2 * kLanes) : vf{}; };
     for (int step = 0; step < steps; ++step) {
       for (int k = 0; k < kSplitDepth / 2; ++k) {
-        vf low = row(step * kSplitDepth + k);
-        vf high = row(step * kSplitDepth + k + kSplitDepth / 2);
+        const vf low = row(step * kSplitDepth + k);
+        const vf high = row(step * kSplitDepth + k + kSplitDepth / 2);
         magnitudes += bits_to_float(float_to_bits(low) & 0x7fffffff) + bits_to_float(float_to_bits(high) & 0x7fffffff);
-        for (int part = 0; part < kSplitParts; ++part) {
+        split_pairs<kSplitParts>(low, high, [&](int part, vu pairs) {
           const ptrdiff_t tile = ((static_cast<ptrdiff_t>(vector / 2) * kSplitParts + part) * steps + step) * 2 + vector % 2;
-          store_bits(reinterpret_cast<uint32_t*>(out + tile * kTileNumbers) + k * kLanes, pack_halves(nearest(low), nearest(high)));
-          low -= nearest(low);
-          high -= nearest(high);
-        }
+          store_bits(reinterpret_cast<uint32_t*>(out + tile * kTileNumbers) + k * kLanes, pairs);
+        });
       }
     }
   }
@@ -83,26 +92,19 @@ inline vf read(const void* numbers, __mmask16 existing) {
 template <lpx_dtype Type>
 inline vu split_numbers(const void* numbers, __mmask32 existing, ptrdiff_t stride, uint16_t* to) {
   constexpr int kBytes = Type == LPX_F32 ? 4 : 2;
-  vf low = read<Type>(numbers, static_cast<__mmask16>(existing));
-  vf high = read<Type>(static_cast<const std::byte*>(numbers) + kLanes * kBytes, static_cast<__mmask16>(existing >> kLanes));
-  const vu largest = larger(reinterpret_cast<vu>(low) & 0x7fffffffu, reinterpret_cast<vu>(high) & 0x7fffffffu);
-  for (int part = 0; part < split_parts(Type); ++part) {
-    const vf low_part = nearest(low);
-    const vf high_part = nearest(high);
-    store_bits(reinterpret_cast<uint32_t*>(to + part * stride), pack_halves(low_part, high_part));
-    low -= low_part;
-    high -= high_part;
-  }
-  return largest;
+  const vf low = read<Type>(numbers, static_cast<__mmask16>(existing));
+  const vf high = read<Type>(static_cast<const std::byte*>(numbers) + kLanes * kBytes, static_cast<__mmask16>(existing >> kLanes));
+  split_pairs<split_parts(Type)>(low, high, [&](int part, vu pairs) { store_bits(reinterpret_cast<uint32_t*>(to + part * stride), pairs); });
+  return larger(reinterpret_cast<vu>(low) & 0x7fffffffu, reinterpret_cast<vu>(high) & 0x7fffffffu);
 }
 
 // to[part][kScanTile][padded depth]. Returns a bit for each row that could not be split.
 template <lpx_dtype Type>
 uint64_t split_rows_of(const void* const* rows, int count, int depth, uint16_t* to) {
   constexpr int kBytes = Type == LPX_F32 ? 4 : 2;
-  const ptrdiff_t stride = static_cast<ptrdiff_t>(kScanTile) * padded(depth);
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(kScanTile) * padded_depth(depth);
   uint64_t unsplit = 0;
-  for (int i = 0; i < count; ++i, to += padded(depth)) {
+  for (int i = 0; i < count; ++i, to += padded_depth(depth)) {
     const auto* row = static_cast<const std::byte*>(rows[i]);
     vu largest = {};
     const auto split = [&](int k, __mmask32 existing) {
@@ -154,22 +156,20 @@ void with_parts(lpx_dtype keys, lpx_dtype queries, Body&& body) {
 
 // ------------------------------------------------------------------ tokens along the lanes: logits
 
-int64_t rows_of_tiles(int rows) { return (rows + kSplitRows - 1) / kSplitRows * kSplitRows; }
-
-int64_t pack_size(int count, int depth) { return (rows_of_tiles(count) * split_size(depth)) * 2 + static_cast<int64_t>(count) * depth * 4; }
+int64_t pack_size(int count, int depth) { return int64_t{padded_rows(count)} * split_size(depth) * 2 + static_cast<int64_t>(count) * depth * 4; }
 
 // out[part][rows in whole tiles][padded depth], then floats [rows][depth].
 void pack(lpx_dtype dtype, const void* const* rows, int count, int depth, std::byte* out) {
   auto* split = reinterpret_cast<uint16_t*>(out);
-  auto* plain = reinterpret_cast<float*>(split + rows_of_tiles(count) * split_size(depth));
-  const ptrdiff_t stride = rows_of_tiles(count) * padded(depth);
-  for (int r = 0; r < rows_of_tiles(count); ++r, split += padded(depth)) {
+  auto* plain = reinterpret_cast<float*>(split + static_cast<ptrdiff_t>(padded_rows(count)) * split_size(depth));
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(padded_rows(count)) * padded_depth(depth);
+  for (int r = 0; r < padded_rows(count); ++r, split += padded_depth(depth)) {
     alignas(kCacheLine) float row[kMaxHeadDim] = {};
     if (r < count) {
       avx512_kernels().convert(dtype, rows[r], depth, row);
       std::memcpy(plain + static_cast<ptrdiff_t>(r) * depth, row, static_cast<size_t>(depth) * sizeof(float));
     }
-    for (int k = 0; k < padded(depth); k += kSplitDepth) split_numbers<LPX_F32>(row + k, ~__mmask32{0}, stride, split + k);
+    for (int k = 0; k < padded_depth(depth); k += kSplitDepth) split_numbers<LPX_F32>(row + k, ~__mmask32{0}, stride, split + k);
   }
 }
 
@@ -219,8 +219,8 @@ inline void multiply_rows(const uint16_t* query, ptrdiff_t query_part, const uin
 }
 
 void logits(const LogitTile& tile) {
-  const int depth = padded(tile.depth);
-  const int64_t rows = rows_of_tiles(tile.rows);
+  const int depth = padded_depth(tile.depth);
+  const int64_t rows = padded_rows(tile.rows);
   const auto* queries = reinterpret_cast<const uint16_t*>(tile.queries);
   const uint64_t in_float = split_keys(tile);
   // Pairs of numbers are moved as if they were floats.
@@ -274,7 +274,7 @@ constexpr int terms(int key_parts, int query_parts) {
 // multiplied.
 template <int KeyParts, int QueryParts, typename Between>
 [[gnu::always_inline]] inline void multiply(const ScanTile& tile, uint64_t in_float, int first, int pair, float* out, Between&& between) {
-  const int depth = padded(tile.depth);
+  const int depth = padded_depth(tile.depth);
   const ptrdiff_t key_part = static_cast<ptrdiff_t>(kScanTile) * depth;
   const ptrdiff_t query_part = static_cast<ptrdiff_t>(2) * depth * kLanes;
   const uint16_t* key = tile.room + static_cast<ptrdiff_t>(first) * depth;
@@ -336,7 +336,7 @@ void scan_rows(const ScanTile& tile, uint64_t in_float, double* sums, uint32_t* 
   const int pairs = (tile.vectors + 1) / 2;
   const int groups = (tile.count + kSplitRows - 1) / kSplitRows;
   const int products = pairs * groups;
-  const int steps = kTerms * padded(tile.depth) / kSplitDepth;  // of a product
+  const int steps = kTerms * padded_depth(tile.depth) / kSplitDepth;  // of a product
   const int tokens_a_step = (kSplitRows + steps - 1) / steps;
   const int rows_a_step = (tile.ahead_count + products * steps - 1) / (products * steps);
   const int steps_between = tile.ahead_count == 0 ? 1 : 1 + (products * steps - 1) / tile.ahead_count;  // one ask for rows and the next

@@ -30,7 +30,7 @@ Scratch::Scratch(Workspace& workspace, const ModelShape& model, int window_rows,
   const int64_t group = model.group;
   const RowLayout layout(model.group, window_rows, kernels);
   const auto tile_rows = [&](int64_t count) { return workspace.take<float>(panels_for(static_cast<int>(count)) * int64_t{kPanel} * kTile); };
-  logits = tile_rows((group * window_rows + kSplitRows - 1) / kSplitRows * kSplitRows);
+  logits = tile_rows(padded_rows(model.group * window_rows));
   values = tile_rows(model.head_dim);
   columns = tile_rows(group * kFactorColumns);
   attention_pairs = tile_rows(pair_count(model.group));

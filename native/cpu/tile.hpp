@@ -30,8 +30,11 @@ inline constexpr int kSplitRows = 16;  // of a tile
 
 inline constexpr int panels_for(int rows) { return (rows + kPanel - 1) / kPanel; }
 inline constexpr int pair_count(int heads) { return heads * (heads + 1) / 2; }
+// In whole tiles.
+inline constexpr int padded_depth(int depth) { return (depth + kSplitDepth - 1) / kSplitDepth * kSplitDepth; }
+inline constexpr int padded_rows(int rows) { return (rows + kSplitRows - 1) / kSplitRows * kSplitRows; }
 // Numbers of a row of `depth` once it is split.
-inline constexpr int split_size(int depth) { return kSplitParts * ((depth + kSplitDepth - 1) / kSplitDepth * kSplitDepth); }
+inline constexpr int split_size(int depth) { return kSplitParts * padded_depth(depth); }
 // Parts that numbers of a type fill; those behind are 0.
 inline constexpr int split_parts(lpx_dtype dtype) { return dtype == LPX_F32 ? 3 : dtype == LPX_F16 ? 2 : 1; }
 // Numbers of the split keys of a tile, and of ScanTile::room and LogitTile::room.

@@ -3,6 +3,9 @@ import type { Problem, Segment } from '../oracle/problem.js'
 import { type FloatType, storage, write } from './half.js'
 import type { Random } from './random.js'
 
+/** Of CPU devices; a machine may lack some. */
+export const INSTRUCTION_SETS = ['baseline', 'avx2', 'avx512', 'amx'] as const
+
 /** Where the rows of a cache lie. */
 export type Layout =
   | { readonly kind: 'contiguous' }
