@@ -52,17 +52,16 @@ inline vf square_root(vf x) {
 inline vf power_of_two(vf x) {
 #if LPX_LANES == 16
   const __mmask16 stays = _mm512_cmp_ps_mask(x, splat(-126.0f), _CMP_NLT_UQ);
-  const vf whole = _mm512_maskz_roundscale_ps(stays, x, _MM_FROUND_TO_NEAREST_INT);
+  const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);  // the difference to the nearest integer, 0 for an infinite x
 #else
   const vi vanishes = x < -126.0f;
   x = 127.5f < x ? splat(127.5f) : x;
   const vf shifted = x + 12582912.0f;  // rounds to an integer in the low bits
-  const vf whole = shifted - 12582912.0f;
+  const vf f = x - (shifted - 12582912.0f);
 #endif
-  const vf f = x - whole;
   const vf p = ((((1.3264727e-3f * f + 9.6715126e-3f) * f + 5.5507337e-2f) * f + 2.4022242e-1f) * f + 6.9314698e-1f) * f + 1.0f;
 #if LPX_LANES == 16
-  return _mm512_maskz_scalef_ps(stays, p, whole);
+  return _mm512_maskz_scalef_ps(stays, p, x - f);
 #else
   // Adds to the exponent; in unsigned, since what vanishes may wrap around.
   const vu scaled = reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(shifted) << 23);
