@@ -148,17 +148,23 @@ void Attention::reference_from_all(int64_t segment, Scratch& scratch) {
   reference_from(segment, tokens, scratch);
 }
 
-void Attention::scan_block(const Block& block, Scratch& scratch, const Observer* observer) {
+void Attention::scan_block(const Block& block, const Block* next, Scratch& scratch, const Observer* observer) {
   const int64_t segment = block.segment;
   const Segment s = inputs_.cache.segments().at(segment);
   const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
-  // Rows of the block, and of the first tile that comes behind it.
+  // Rows of the block, and of the first tile of the next one.
   const void* keys[kBlock + kScanTile];
   const void* values[kBlock + kScanTile];
+  int all = 0;
+  const auto add_rows = [&](const Block& of, int some) {
+    const Segment own = inputs_.cache.segments().at(of.segment);
+    inputs_.cache.keys(own).run(of.begin, some, keys + all);
+    if (reads_values) inputs_.cache.values(own).run(of.begin, some, values + all);
+    all += some;
+  };
   const int count = end(block) - block.begin;
-  const int all = std::min(kBlock + kScanTile, inputs_.cache.length(segment) - block.begin);
-  inputs_.cache.keys(s).run(block.begin, all, keys);
-  if (reads_values) inputs_.cache.values(s).run(block.begin, all, values);
+  add_rows(block, count);
+  if (next != nullptr) add_rows(*next, std::min(kScanTile, end(*next) - next->begin));
   std::fill_n(scratch.reference, layout().count(), kInfinity);
   for (int r = 0; r < all_rows(); ++r) scratch.reference[queries_.packed(r)] = references(segment)[r];
   std::fill_n(sums(block), layout().count(), 0.0);
@@ -169,10 +175,10 @@ void Attention::scan_block(const Block& block, Scratch& scratch, const Observer*
     if (observer != nullptr) observer->tile(segment, block.begin + first, some, values + first);
     Visibility storage;
     ScanTile tile = queries_.tile(segment, tokens, keys + first, some, scratch, storage);
-    const int next = first + some;
-    tile.ahead_keys = keys + next;
-    tile.ahead_values = reads_values ? values + next : nullptr;
-    tile.ahead_count = std::min(kScanTile, all - next);
+    const int behind = first + some;
+    tile.ahead_keys = keys + behind;
+    tile.ahead_values = reads_values ? values + behind : nullptr;
+    tile.ahead_count = std::min(kScanTile, all - behind);
     tile.ahead_bytes = static_cast<int>(inputs_.cache.row_bytes());
     tile.reference = scratch.reference;
     kernels_.scan(tile, sums(block), observer == nullptr ? nullptr : kept(block) + first * int64_t{layout().kept()});
@@ -194,7 +200,7 @@ void Attention::finish(int64_t segment, Scratch& scratch, const Observer* observ
   // A token outside the sample with a logit far above it: start again from all tokens, where no term exceeds 1.
   if (std::any_of(totals.begin(), totals.end(), [](double sum) { return !(sum < kOutgrown); })) {
     reference_from_all(segment, scratch);
-    for (int64_t i = first_block(segment); i < first_block(segment + 1); ++i) scan_block(block(i), scratch, observer);
+    for (int64_t i = first_block(segment); i < first_block(segment + 1); ++i) scan_block(block(i), nullptr, scratch, observer);
     add_up();
   }
   const float* b = references(segment);
@@ -261,7 +267,8 @@ void Attention::run(Pool& pool, std::vector<Scratch>& scratch, Progress& progres
     make_room(i, worker);
     block.slot = slots.take(worker);
     if (!progress.cancelled()) {
-      scan_block(block, local(worker), observer);
+      const int64_t next = i + pool.threads();  // threads take turns
+      scan_block(block, next < count ? &this->block(next) : nullptr, local(worker), observer);
       progress.advance(end(block) - block.begin);
     }
     if (stage(block.segment).unscanned.fetch_sub(1, std::memory_order_acq_rel) > 1) return;

@@ -73,7 +73,8 @@ class Attention {
   void prepare(int64_t segment, Scratch& scratch);
   void reference_from(int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
   void reference_from_all(int64_t segment, Scratch& scratch);
-  void scan_block(const Block& block, Scratch& scratch, const Observer* observer);
+  // `next` is the block that the thread is likely to scan next, or null: its first rows are asked for.
+  void scan_block(const Block& block, const Block* next, Scratch& scratch, const Observer* observer);
   void finish(int64_t segment, Scratch& scratch, const Observer* observer);
   void weigh(int64_t segment);
   int32_t end(const Block& block) const { return std::min(block.begin + kBlock, inputs_.cache.length(block.segment)); }

@@ -108,7 +108,9 @@ void convert(lpx_dtype dtype, const void* from, int64_t count, float* to) {
 template <int Panels, int Vectors>
 inline void multiply_block(const float* panels, int depth, const float* tile, float* out) {
   vf sums[Panels * kPanel][Vectors] = {};
+  const ptrdiff_t size = static_cast<ptrdiff_t>(Panels) * depth * kPanel;
   for (int k = 0; k < depth; ++k, tile += kStripe) {
+    __builtin_prefetch(panels + size + static_cast<ptrdiff_t>(k) * Panels * kPanel);
     vf tokens[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) tokens[v] = load_vector(tile + v * kLanes);
