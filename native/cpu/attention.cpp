@@ -50,14 +50,12 @@ class Slots {
 
 }  // namespace
 
-void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes) {
+void prefetch(const Rows& rows, const int32_t* tokens, int count, int64_t row_bytes) {
   constexpr int64_t kCacheLine = 64;
-  const int count = static_cast<int>(std::min<int64_t>(kTile, end - first));
-  if (count <= 0) return;
-  const void* next[kTile];
-  rows.run(first, count, next);
-  for (int i = 0; i < count; ++i)
-    for (int64_t byte = 0; byte < row_bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const std::byte*>(next[i]) + byte);
+  for (int i = 0; i < count; ++i) {
+    const auto* row = static_cast<const std::byte*>(rows(tokens[i]));
+    for (int64_t byte = 0; byte < row_bytes; byte += kCacheLine) __builtin_prefetch(row + byte);
+  }
 }
 
 Attention::Attention(Workspace& workspace, const ScoreInputs& inputs, const Kernels& kernels, int threads, bool observed)
@@ -99,11 +97,24 @@ void Attention::set_log_sum(int64_t segment, int row, double log_sum) {
   residuals(segment)[row] = std::isfinite(rounded) ? static_cast<float>(log_sum - static_cast<double>(rounded)) : 0.0f;
 }
 
+// The tokens whose log-sum-exp is the reference point.
+std::vector<int32_t> Attention::sample(int64_t segment) const {
+  const int32_t n = inputs_.cache.length(segment);
+  const int32_t middle = std::max(0, n - kSinkSample - rows());
+  std::vector<int32_t> tokens;
+  for (int32_t t = 0; t < std::min(n, kSinkSample); ++t) tokens.push_back(t);
+  for (int32_t i = 0; i < std::min(middle, kStrideSample); ++i)
+    tokens.push_back(kSinkSample + static_cast<int32_t>(int64_t{middle} * i / std::min(middle, kStrideSample)));
+  for (int32_t t = std::max(kSinkSample, n - rows()); t < n; ++t) tokens.push_back(t);
+  return tokens;
+}
+
 void Attention::prepare(int64_t segment, Scratch& scratch) {
   const Segment s = inputs_.cache.segments().at(segment);
   const int missing = rows() - existing_rows(s);
+  const std::vector<int32_t> tokens = given(segment) ? std::vector<int32_t>() : sample(segment);
+  prefetch(inputs_.cache.keys(s), tokens.data(), static_cast<int>(tokens.size()), inputs_.cache.row_bytes());
   queries_.pack(kernels_, segment);
-  const int32_t n = inputs_.cache.length(segment);
   if (given(segment)) {
     for (int r = 0; r < all_rows(); ++r) {
       set_log_sum(segment, r, r % rows() < missing ? kInfinity : inputs_.window->log2_sum(s, r / rows(), r % rows()));
@@ -111,19 +122,13 @@ void Attention::prepare(int64_t segment, Scratch& scratch) {
     }
     return;
   }
-  if (n == 0) {
+  if (tokens.empty()) {
     std::fill_n(references(segment), all_rows(), kInfinity);
     std::fill_n(log_sums(segment), all_rows(), kInfinity);
     std::fill_n(residuals(segment), all_rows(), 0.0f);
     return;
   }
-  std::vector<int32_t> sample;
-  const int32_t middle = std::max(0, n - kSinkSample - rows());
-  for (int32_t t = 0; t < std::min(n, kSinkSample); ++t) sample.push_back(t);
-  for (int32_t i = 0; i < std::min(middle, kStrideSample); ++i)
-    sample.push_back(kSinkSample + static_cast<int32_t>(int64_t{middle} * i / std::min(middle, kStrideSample)));
-  for (int32_t t = std::max(kSinkSample, n - rows()); t < n; ++t) sample.push_back(t);
-  reference_from(segment, sample, scratch);
+  reference_from(segment, tokens, scratch);
 }
 
 // b = the log-sum-exp over the tokens, which ascend. Rows that exist but see none of them get that over all tokens.

@@ -26,8 +26,8 @@ namespace laprox::cpu {
 inline constexpr int kBlock = 480;
 static_assert(kBlock % kScanTile == 0 && kBlock % kTile == 0, "a task has whole tiles");
 
-// Asks for rows that the next tile will read, while this one is computed.
-void prefetch(const Rows& rows, int64_t first, int64_t end, int64_t row_bytes);
+// Asks for rows that are about to be read.
+void prefetch(const Rows& rows, const int32_t* tokens, int count, int64_t row_bytes);
 
 // What wants to know of the scan.
 struct Observer {
@@ -71,6 +71,7 @@ class Attention {
 
   bool given(int64_t segment) const { return inputs_.window->has_lse(inputs_.cache.segments().at(segment).layer); }
   void prepare(int64_t segment, Scratch& scratch);
+  std::vector<int32_t> sample(int64_t segment) const;
   void reference_from(int64_t segment, const std::vector<int32_t>& tokens, Scratch& scratch);
   void reference_from_all(int64_t segment, Scratch& scratch);
   // `next` is the block that the thread is likely to scan next, or null: its first rows are asked for.

@@ -138,7 +138,7 @@ void Exact::largest_scores(int64_t segment, const int32_t* tokens, int count, fl
 
 void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
   const Rows values = inputs_.cache.values(inputs_.cache.segments().at(segment));
-  for (int i = 0; i < count; ++i) prefetch(values, tokens[i], tokens[i] + 1, inputs_.cache.row_bytes());
+  prefetch(values, tokens, count, inputs_.cache.row_bytes());
   attention_pairs(segment, tokens, count, scratch);
   load_values(segment, tokens, count, scratch);
   value_pairs(segment, count, scratch);

@@ -120,7 +120,8 @@ int64_t Pruning::for_each_from(Pool& pool, const Cuts& least, Progress& progress
     }
     const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
     for (int first = 0; first < count; first += kTile) {
-      for (int t = first + kTile; t < std::min(count, first + 2 * kTile); ++t) prefetch(keys, tokens[t], tokens[t] + 1, inputs_.cache.row_bytes());
+      const int behind = std::min(count, first + kTile);
+      prefetch(keys, tokens + behind, std::min(kTile, count - behind), inputs_.cache.row_bytes());
       body(segment, tokens + first, std::min(kTile, count - first), scoring_.scratch(worker));
     }
     total.fetch_add(count, std::memory_order_relaxed);
