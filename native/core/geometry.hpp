@@ -1,6 +1,7 @@
 // Shapes: segments, tensors of a caller, and where each row of a cache lies. Everything here is checked once, then trusted.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -61,9 +62,10 @@ class Rows {
   void run(int64_t first, int count, const void** rows) const {
     int64_t page = first / page_size_;
     int64_t slot = first - page * page_size_;
-    for (int i = 0; i < count; ++page, slot = 0) {
+    for (int some; count > 0; count -= some, rows += some, ++page, slot = 0) {
       const std::byte* row = page_start(page) + slot * token_stride_;
-      for (; slot < page_size_ && i < count; ++slot, ++i, row += token_stride_) rows[i] = row;
+      some = static_cast<int>(std::min<int64_t>(count, page_size_ - slot));
+      for (int i = 0; i < some; ++i) rows[i] = row + i * token_stride_;
     }
   }
 

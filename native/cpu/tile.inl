@@ -150,15 +150,13 @@ void multiply(const float* panels, int rows, int depth, const float* tile, int c
 int64_t pack_size(int count, int depth) { return static_cast<int64_t>(panels_for(count)) * kPanel * depth * 4; }
 
 void pack(lpx_dtype dtype, const void* const* rows, int count, int depth, std::byte* out) {
-  auto* panel = reinterpret_cast<float*>(out);
-  float row[kMaxHeadDim];
-  for (int first = 0; first < count; first += kPanel, panel += static_cast<ptrdiff_t>(kPanel) * depth) {
-    for (int i = 0; i < kPanel; ++i) {
-      if (first + i < count)
-        convert(dtype, rows[first + i], depth, row);
-      else
-        std::memset(row, 0, sizeof row);
-      for (int k = 0; k < depth; ++k) panel[k * kPanel + i] = row[k];
+  auto* to = reinterpret_cast<float*>(out);
+  for (int first = 0; first < count; first += kPanel) {
+    for (int k = 0; k < depth; k += 8) {
+      v8 block[8];
+      for (int i = 0; i < 8; ++i) block[i] = i < kPanel && first + i < count ? read(dtype, rows[first + i], k) : v8{};
+      transpose(block);
+      for (int i = 0; i < 8; ++i, to += kPanel) std::memcpy(to, &block[i], kPanel * sizeof(float));
     }
   }
 }
