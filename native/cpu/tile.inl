@@ -110,6 +110,7 @@ inline void multiply_block(const float* panels, int depth, const float* tile, fl
   vf sums[Panels * kPanel][Vectors] = {};
   const ptrdiff_t size = static_cast<ptrdiff_t>(Panels) * depth * kPanel;
   for (int k = 0; k < depth; ++k, tile += kStripe) {
+    // What is multiplied next: factors are larger than the nearer caches.
     __builtin_prefetch(panels + size + static_cast<ptrdiff_t>(k) * Panels * kPanel);
     vf tokens[Vectors];
 #pragma GCC unroll 2
