@@ -1,6 +1,6 @@
-import { Device, evict as evictFrom, KvCache, policies, score, select } from 'laprox'
+import { Device, evict as evictFrom, type KvCache, policies, score, select } from 'laprox'
 import { generateLayer, type Layer } from '#lib/cli/synthetic'
-import { type Described, describe, evictionOperations, llamaShape, shapeOf } from './layer.js'
+import { type Described, describe, describeCache, evictionOperations, llamaShape, shapeOf } from './layer.js'
 import { binding, goal, type Measurement, type Settings, shareOf } from './measurement.js'
 import { Needle } from './needle.js'
 import { shareAboveThreshold } from './tightness.js'
@@ -34,7 +34,7 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
   const arithmetic = faster(before.arithmetic, await arithmeticRate(threads))
   const read = faster(before.read, await readRate(threads))
   const again = await time({ pruned: pruned(cache) }, rounds)
-  const withNorms = KvCache.from(device, { keys: layers.map(({ keys }) => keys), values: layers.map(({ values }) => values) })
+  const withNorms = describeCache(device, layers)
   await withNorms.computeValueNorms()
   const kept = await time({ pruned: pruned(withNorms), exhaustive }, rounds)
   const operations = layers.reduce((sum, layer) => sum + evictionOperations(shapeOf(layer), report.exactScores / layers.length), 0)
@@ -67,7 +67,9 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
     goals: [goal('speed relative to ranking every exact score', timings.exhaustive.msMedian / timings.pruned.msMedian, 'at least', 5, 'times')],
     note:
       'operations: the logits of every key, the norm of every value, and the exact scores that were computed; bytes: all keys and values once, and the kept rows twice; ' +
-      'the share is that of the rate that binds; each comes right after an exhaustive one, whose time is msExhaustive, msAgain after another like itself, msKeptNorms is as the first, of a cache that keeps its value norms; the selections are the same to the bit; candidates: entries whose one-read bound reached the proven threshold; ' +
+      'the share is that of the rate that binds; each comes right after an exhaustive one, whose time is msExhaustive, msAgain after another like itself, ' +
+      'msKeptNorms is as the first, of a cache that keeps its value norms; the selections are the same to the bit; ' +
+      'candidates: entries whose one-read bound reached the proven threshold; ' +
       'aboveThresholdPercent: of the entries, those whose bound from exact attention norms reaches the smallest score kept, without protected ones',
   }
   model.dispose()

@@ -58,7 +58,12 @@ export async function describe(device: Device, layers: readonly Layer[]): Promis
   await model.ready
   return {
     model,
-    cache: KvCache.from(device, { keys: layers.map(({ keys }) => keys), values: layers.map(({ values }) => values) }),
+    cache: describeCache(device, layers),
     window: { queries: layers.map(({ queries }) => queries) },
   }
+}
+
+/** Describes their keys and values alone. */
+export function describeCache(device: Device, layers: readonly Layer[]): KvCache {
+  return KvCache.from(device, { keys: layers.map(({ keys }) => keys), values: layers.map(({ values }) => values) })
 }

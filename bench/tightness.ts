@@ -1,5 +1,6 @@
-import { AttentionModel, type Device, type FloatType, KvCache, type Policy, type Scores, type Selection, score, Tensor, toFloat32 } from 'laprox'
+import { AttentionModel, type Device, type FloatType, type Policy, type Scores, type Selection, score, Tensor, toFloat32 } from 'laprox'
 import type { Layer } from '#lib/cli/synthetic'
+import { describeCache } from './layer.js'
 
 /**
  * The share of entries, those that are protected left out, whose upper bound from exact attention norms,
@@ -46,7 +47,7 @@ async function boundsFromExactNorms(device: Device, layers: readonly Layer[]): P
   const [queryHeads, window, headDim] = layers[0]!.queries.dims as [number, number, number]
   const kvHeads = layers[0]!.keys.dims[0]!
   const group = queryHeads / kvHeads
-  using cache = KvCache.from(device, { keys: layers.map(({ keys }) => keys), values: layers.map(({ values }) => values) })
+  using cache = describeCache(device, layers)
   // ||a_h|| comes from laprox itself: a model of one query head a group, each member of the groups in turn.
   using model = AttentionModel.create(device, { layers: layers.length, queryHeads: kvHeads, kvHeads, headDim })
   const singular = layers.map(({ projection }) => largestSingularValues(projection, queryHeads))

@@ -9,7 +9,6 @@
 
 #include <cstring>
 
-#include "core/geometry.hpp"
 #include "cpu/scan.inl"
 #include "cpu/tile.hpp"
 #include "cpu/vector.inl"
