@@ -7,7 +7,8 @@ import { native } from './native.js'
 export interface CallOptions {
   /**
    * Ends the call: one that waits is ended at once, one that runs within some milliseconds. It then rejects with `ABORTED`,
-   * whose `cause` is the signal's reason. Only an in-place compaction whose rows are moving already runs to its end.
+   * whose `cause` is the signal's reason, also where its work was done by then but its promise not settled. Only an in-place
+   * compaction whose rows are moving already runs to its end.
    * On a GPU the promise rejects at once, and work that is on a stream already runs out: until then the call holds its memory,
    * and what it would have written to (pages of a pool) may still be written to.
    */

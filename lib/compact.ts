@@ -63,7 +63,8 @@ export type Target = RaggedTarget | PagesTarget | InPlaceTarget
  *   each. Pages: a table per head, and `pagesUsed`. In place: the same tensors with new lengths, and `freedPages`.
  * @throws LaproxError (as a rejection) `INVALID_ARGUMENT` for a selection or target that does not fit the cache, `OUT_OF_BOUNDS`
  *   for tokens or pages that do not exist, `OVERLAP` where outputs overlap each other or the cache, `OUT_OF_PAGES`, `OUT_OF_MEMORY`,
- *   `DISPOSED`, `DETACHED`, `DEVICE_MISMATCH`, `DEVICE_ERROR`, `ABORTED`. The cache is as it was then, and so are the pools.
+ *   `DISPOSED`, `DETACHED`, `DEVICE_MISMATCH`, `DEVICE_ERROR`, `ABORTED`. The cache is as it was then, and so are the pools
+ *   but for pages of `freePages`, which may have been written to.
  */
 export async function compact(cache: KvCache, selection: Selection, options: CallOptions & Target = {}): Promise<KvCache> {
   const { state, section } = stateOf(cache)

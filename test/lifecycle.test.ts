@@ -214,6 +214,32 @@ describe('an aborted signal', () => {
     device.dispose()
   })
 
+  it('counts until a call settles, also where its work is done, but for rows that have moved in place', async () => {
+    const { device, model, cache, window, keys, values, policy } = await setUp(SHORT)
+    const positions = new Tensor('int32', new Int32Array(2 * SHORT), [2, SHORT])
+    for (let i = 0; i < 2 * SHORT; i++) positions.data[i] = i % SHORT
+    const positioned = KvCache.from(device, { keys, values, positions: [positions], contextLengths: [SHORT] })
+    await model.ready
+    const controller = new AbortController()
+    const { signal } = controller
+    const scores = await score(model, cache, window, policy)
+    const selection = await select(scores, policy, { device })
+    const calls = [
+      score(model, cache, window, policy, { signal }),
+      selectFrom(model, cache, window, policy, { signal }),
+      evict(model, cache, window, policy, { signal }),
+      compact(cache, selection, { signal }),
+    ]
+    const moving = compact(positioned, selection, { target: 'in-place', signal })
+    // A thread of its own does the work, and this one learns of it when its event loop turns.
+    const behind = performance.now() + (SANITIZED ? 2000 : 200)
+    while (performance.now() < behind);
+    controller.abort(reason)
+    for (const outcome of await Promise.allSettled<unknown>(calls)) expect(outcome).toMatchObject({ status: 'rejected', reason: aborted })
+    expect((await moving).lengths(0)).toEqual(selection.counts)
+    device.dispose()
+  })
+
   it('after the call is of no matter', async () => {
     const { device, model, cache, window, policy } = await setUp(SHORT)
     const controller = new AbortController()

@@ -21,6 +21,7 @@ class CompactJob : public Job {
     selection_.copy();
     return target_.compact(device().handle(), cache_.desc(), selection_.desc, call());
   }
+  bool changes_inputs() const override { return target_.in_place(); }
 
   CacheArguments cache_;
   SelectionArguments selection_;

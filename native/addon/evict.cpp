@@ -36,6 +36,7 @@ class EvictJob : public Job {
     selection_.write();
     return target_.compact(device().handle(), cache_.desc(), selection_.desc, call());
   }
+  bool changes_inputs() const override { return target_.in_place(); }
 
   const std::shared_ptr<Model> model_;
   CacheArguments cache_;

@@ -57,6 +57,9 @@ Job::Outcome Job::execute() noexcept {
 void Job::settle() noexcept {
   napi_value held, value;
   if (deferred_ == nullptr || napi_get_reference_value(env_, held_, &held) != napi_ok) return;
+  // Work may have been too quick for its abort: callers need not ask which came first.
+  if (thrown_ == nullptr && aborted() && !changes_inputs())
+    thrown_ = std::make_exception_ptr(Failure("ABORTED", "the call was aborted; its work was done by then, and is let go of"));
   if (thrown_ == nullptr && !buffers_.attached(env_, held, section_buffers_))
     thrown_ = std::make_exception_ptr(
         Failure("DETACHED", "a buffer of the call was detached (it was transferred elsewhere) while the call ran; its results are not valid"));

@@ -52,6 +52,8 @@ class Job {
  protected:
   // The work. A status other than LPX_OK has its sentence in lpx_last_error; a Failure is as good.
   virtual lpx_status run() = 0;
+  // Whether the work changes what it was given, and so is told as done once it is, whatever was aborted meanwhile.
+  virtual bool changes_inputs() const { return false; }
   // JavaScript thread, before a promise is fulfilled: last results. `held` is the call's. May throw.
   virtual void deliver(Napi::Array) {}
 

@@ -19,8 +19,6 @@ class StreamJob : public Job {
 
   // Device thread: puts the work on the stream, results included. Ends with `exchange().receive` where anything comes back.
   virtual void enqueue() = 0;
-  // Whether the work cannot be taken back once it is on the stream.
-  virtual bool changes_inputs() const { return false; }
   // JavaScript thread: results of work that ended well.
   virtual void finish(Napi::Array) {}
   // A sentence for a status that the device left; what is known here.
