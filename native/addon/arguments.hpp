@@ -173,6 +173,7 @@ struct TargetArguments {
   TargetArguments(Section section, lpx_dtype dtype);
   TargetArguments(const TargetArguments&) = delete;
   TargetArguments& operator=(const TargetArguments&) = delete;
+  bool in_place() const { return desc.target == LPX_TO_IN_PLACE; }
   lpx_compaction desc{};
   std::vector<lpx_cache_layer> layers;
   std::vector<lpx_free_list> free_lists;

@@ -82,7 +82,7 @@ class Pipeline : public StreamJob {
  private:
   bool has(Stage stage) const { return (stages_ & stage) != 0; }
   bool selects() const { return has(kSelect) || has(kSelectCache); }
-  bool changes_inputs() const override { return has(kCompact) && target_->desc.target == LPX_TO_IN_PLACE; }
+  bool changes_inputs() const override { return has(kCompact) && target_->in_place(); }
   int64_t segments() const { return int64_t{layers_} * sequences_ * kv_heads_; }
   int64_t row_bytes() const { return int64_t{cache_->desc().head_dim} * (cache_->desc().dtype == LPX_F32 ? 4 : 2); }
 

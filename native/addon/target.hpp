@@ -11,7 +11,7 @@ class HostTarget {
  public:
   HostTarget(Section section, const CacheArguments& cache);
 
-  bool in_place() const { return to_.desc.target == LPX_TO_IN_PLACE; }
+  bool in_place() const { return to_.in_place(); }
   // Before compact(). `counts`: [seconds, pages used of each list or pages freed of each layer]. `pages`: the page table of new pages, or room for
   // the ids of pages that an in-place compaction frees.
   void write_to(const Buffer& counts, const Buffer& pages);
