@@ -54,7 +54,7 @@
           ],
           "libraries": ["-pthread", "-ldl"]
         }],
-        ["target_arch=='x64'", { "dependencies": ["laprox_cpu_avx2", "laprox_cpu_avx512", "laprox_cpu_amx"] }]
+        ["target_arch=='x64'", { "dependencies": ["laprox_cpu_avx2", "laprox_cpu_avx512", "laprox_cpu_avx512bf16", "laprox_cpu_amx"] }]
       ]
     }
   ],
@@ -106,6 +106,12 @@
           "type": "static_library",
           "sources": ["<@(laprox_cpu_avx512)"],
           "cflags_cc": ["<@(laprox_flags_cpu)", "<@(laprox_flags_avx512)"]
+        },
+        {
+          "target_name": "laprox_cpu_avx512bf16",
+          "type": "static_library",
+          "sources": ["<@(laprox_cpu_avx512bf16)"],
+          "cflags_cc": ["<@(laprox_flags_cpu)", "<@(laprox_flags_avx512)", "<@(laprox_flags_avx512bf16)"]
         },
         {
           "target_name": "laprox_cpu_amx",

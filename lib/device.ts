@@ -10,9 +10,9 @@ export type Kernels = 'auto' | 'plain' | 'portable' | 'hopper'
 
 /**
  * The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64, `amx` is AVX-512 with matrix instructions for logits, on
- * Linux. Results may differ between them in the last bits.
+ * Linux, `avx512bf16` AVX-512 with instructions for logits of bfloat16. Results may differ between them in the last bits.
  */
-export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512' | 'amx'
+export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512' | 'amx' | 'avx512bf16'
 
 /** What {@link Device.open} takes. Options of the other backend are ignored. */
 export interface DeviceOptions {
@@ -51,7 +51,7 @@ export interface DeviceInfo {
   readonly name: string
   /** Worker threads. */
   readonly threads: number
-  /** "baseline", "avx2", "avx512", "amx"; of a GPU "sm_90" and so on. */
+  /** "baseline", "avx2", "avx512", "amx", "avx512bf16"; of a GPU "sm_90" and so on. */
   readonly instructionSet: string
   /** Of the device; 0 where unknown. */
   readonly memoryBytes: number
@@ -63,7 +63,7 @@ export interface DeviceInfo {
 
 const backendNames = ['cpu', 'cuda'] as const
 const kernelNames: readonly Kernels[] = ['auto', 'plain', 'portable', 'hopper']
-const instructionSets: readonly InstructionSet[] = ['auto', 'baseline', 'avx2', 'avx512', 'amx']
+const instructionSets: readonly InstructionSet[] = ['auto', 'baseline', 'avx2', 'avx512', 'amx', 'avx512bf16']
 
 /** The handle of a device; throws `DISPOSED`, or `INVALID_ARGUMENT` for what is none. */
 export let handleOf: (device: Device) => NativeHandle

@@ -31,6 +31,9 @@
     "laprox_cpu_avx512": [
       "native/cpu/kernels_avx512.cpp"
     ],
+    "laprox_cpu_avx512bf16": [
+      "native/cpu/kernels_avx512bf16.cpp"
+    ],
     "laprox_cpu_amx": [
       "native/cpu/kernels_amx.cpp"
     ],
@@ -93,6 +96,7 @@
     ],
     "laprox_flags_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "laprox_flags_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+    "laprox_flags_avx512bf16": ["-mavx512bf16"],
     "laprox_flags_amx": ["-mamx-tile", "-mamx-bf16"]
   }
 }

@@ -288,11 +288,13 @@ describe('the pruned selection', () => {
   it.each(INSTRUCTION_SETS)('holds with the %s instructions', async (instructionSet) => {
     const on = await Device.open('cpu', { threads: 2, instructionSet }).catch(() => undefined)
     if (on === undefined) return
-    const { problem, shape } = PEAKED
-    const setting = setUp(problem, shape, { kind: 'HND', pageSize: 64 }, false, on)
-    for (const pooling of POOLINGS) {
-      expect((await expectSameSelection(setting, laprox({ pooling }))).path).toBe('pruned')
-      await expectSameSelection(setting, laprox({ pooling, scope: 'layer', floor: 0.2, score: { statistic: 'bound' } }))
+    for (const type of ['float32', 'bfloat16'] as const) {
+      const { problem, shape } = large(4, 6, { coherence: 0.95, type })
+      const setting = setUp(problem, shape, { kind: 'HND', pageSize: 64 }, false, on)
+      for (const pooling of POOLINGS) {
+        expect((await expectSameSelection(setting, laprox({ pooling }))).path).toBe('pruned')
+        await expectSameSelection(setting, laprox({ pooling, scope: 'layer', floor: 0.2, score: { statistic: 'bound' } }))
+      }
     }
     on.dispose()
   })

@@ -358,54 +358,66 @@ describe.each(INSTRUCTION_SETS)('the %s instructions', (instructionSet) => {
       for (const rule of STATISTICS) await check(4000 + seed, rule, {}, undefined, on)
       await check(5000 + seed, { statistic: 'factored', attention: 'l2', value: 'projected-l1', aggregation: 'rss' }, {}, undefined, on)
     }
+    for (const headDim of [8, 16, 40, 48, 64, 128]) await check(headDim, { statistic: 'joint' }, { type: 'bfloat16', headDim }, undefined, on)
     on.dispose()
   })
 
-  it('give what the baseline gives where keys or queries hold huge numbers, infinity or NaN', async (context) => {
-    const on = await Device.open('cpu', { threads: 1, instructionSet }).catch(() => undefined)
-    if (on === undefined) return context.skip()
-    using baseline = await Device.open('cpu', { threads: 1, instructionSet: 'baseline' })
-    const change = (array: Float64Array, changed: (x: number, i: number) => number) => array.set(array.map(changed))
-    const at = (index: number, number: number) => (x: number, i: number) => (i === index ? number : x)
-    const changes: Readonly<Record<string, (keys: Float64Array, queries: Float64Array) => void>> = {
-      'huge keys': (keys, queries) => {
-        change(keys, (x) => x * 2 ** 80)
-        change(queries, (x) => x * 2 ** -80)
-      },
-      'huge queries': (keys, queries) => {
-        change(keys, (x) => x * 2 ** -80)
-        change(queries, (x) => x * 2 ** 80)
-      },
-      'a key at the end of its range, which no query looks at': (keys, queries) => {
-        change(queries, (x, i) => (i % 40 === 39 ? 0 : x))
-        change(keys, at(62 * 40 + 39, 3.4e38))
-      },
-      'a query at the end of its range, which looks at no key': (keys, queries) => {
-        change(keys, (x, i) => (i % 40 === 8 ? 0 : x))
-        change(queries, at(4 * 40 + 8, 3.4e38))
-      },
-      'an infinite key': (keys) => change(keys, at(61 * 40 + 3, Number.POSITIVE_INFINITY)),
-      'a key that is NaN': (keys) => change(keys, at(62 * 40 + 39, Number.NaN)),
-      'an infinite query': (_, queries) => change(queries, at(4 * 40 + 8, Number.NEGATIVE_INFINITY)),
-      'a query that is NaN': (_, queries) => change(queries, at(4 * 40 + 8, Number.NaN)),
-    }
-    const { givenBase: _, ...drawn } = drawShape(new Random(77), { type: 'float32', headDim: 40, layers: 1, sequences: 1, kvHeads: 1, groupSize: 3 })
-    const shape: Shape = { ...drawn, rows: 9, lengths: [101], softCaps: [0], slidingWindows: [0], hasSinkLogits: [false] }
-    for (const [name, make] of Object.entries(changes)) {
-      const problem = makeProblem(new Random(78), shape)
-      make(problem.layers[0]!.segments[0]!.keys, problem.layers[0]!.queries[0]!)
-      const scores = async (each: Device) => {
-        const all = await scoreOnce(problem, shape, SHARED_LENGTH_LAYOUTS[0]!, new Random(1), { statistic: 'joint' }, each)
-        return segmentsOf(all).flatMap((segment) => [...segment])
+  it.for(['float32', 'bfloat16'] as const)(
+    'give what the baseline gives where keys or queries in %s are at the ends of their range',
+    async (type, context) => {
+      const on = await Device.open('cpu', { threads: 1, instructionSet }).catch(() => undefined)
+      if (on === undefined) return context.skip()
+      using baseline = await Device.open('cpu', { threads: 1, instructionSet: 'baseline' })
+      const change = (array: Float64Array, changed: (x: number, i: number) => number) => array.set(array.map(changed))
+      const at = (index: number, number: number) => (x: number, i: number) => (i === index ? number : x)
+      const changes: Readonly<Record<string, (keys: Float64Array, queries: Float64Array) => void>> = {
+        'huge keys': (keys, queries) => {
+          change(keys, (x) => x * 2 ** 80)
+          change(queries, (x) => x * 2 ** -80)
+        },
+        'huge queries': (keys, queries) => {
+          change(keys, (x) => x * 2 ** -80)
+          change(queries, (x) => x * 2 ** 80)
+        },
+        'subnormal queries': (keys, queries) => {
+          change(keys, (x) => x * 2 ** 123)
+          change(queries, (x) => x * 2 ** -127)
+        },
+        'subnormal keys': (keys, queries) => {
+          change(keys, (x) => x * 2 ** -127)
+          change(queries, (x) => x * 2 ** 123)
+        },
+        'a key at the end of its range, which no query looks at': (keys, queries) => {
+          change(queries, (x, i) => (i % 48 === 47 ? 0 : x))
+          change(keys, at(62 * 48 + 47, 3.38e38))
+        },
+        'a query at the end of its range, which looks at no key': (keys, queries) => {
+          change(keys, (x, i) => (i % 48 === 8 ? 0 : x))
+          change(queries, at(4 * 48 + 8, 3.38e38))
+        },
+        'an infinite key': (keys) => change(keys, at(61 * 48 + 3, Number.POSITIVE_INFINITY)),
+        'a key that is NaN': (keys) => change(keys, at(62 * 48 + 47, Number.NaN)),
+        'an infinite query': (_, queries) => change(queries, at(4 * 48 + 8, Number.NEGATIVE_INFINITY)),
+        'a query that is NaN': (_, queries) => change(queries, at(4 * 48 + 8, Number.NaN)),
       }
-      const ours = await scores(on)
-      const plain = await scores(baseline)
-      const largest = Math.max(0, ...plain.filter(Number.isFinite))
-      for (const [i, value] of ours.entries()) {
-        expect(Number.isFinite(value), `${name}, entry ${i}`).toBe(Number.isFinite(plain[i]))
-        if (Number.isFinite(value)) expect(Math.abs(value - plain[i]!), `${name}, entry ${i}`).toBeLessThanOrEqual(1e-4 * largest)
+      const { givenBase: _, ...drawn } = drawShape(new Random(77), { type, headDim: 48, layers: 1, sequences: 1, kvHeads: 1, groupSize: 3 })
+      const shape: Shape = { ...drawn, rows: 9, lengths: [101], softCaps: [0], slidingWindows: [0], hasSinkLogits: [false] }
+      for (const [name, make] of Object.entries(changes)) {
+        const problem = makeProblem(new Random(78), shape)
+        make(problem.layers[0]!.segments[0]!.keys, problem.layers[0]!.queries[0]!)
+        const scores = async (each: Device) => {
+          const all = await scoreOnce(problem, shape, SHARED_LENGTH_LAYOUTS[0]!, new Random(1), { statistic: 'joint' }, each)
+          return segmentsOf(all).flatMap((segment) => [...segment])
+        }
+        const ours = await scores(on)
+        const plain = await scores(baseline)
+        const largest = Math.max(0, ...plain.filter(Number.isFinite))
+        for (const [i, value] of ours.entries()) {
+          expect(Number.isFinite(value), `${name}, entry ${i}`).toBe(Number.isFinite(plain[i]))
+          if (Number.isFinite(value)) expect(Math.abs(value - plain[i]!), `${name}, entry ${i}`).toBeLessThanOrEqual(1e-4 * largest)
+        }
       }
-    }
-    on.dispose()
-  })
+      on.dispose()
+    },
+  )
 })

@@ -45,6 +45,14 @@ bool has_avx512() {
 #endif
 }
 
+bool has_avx512bf16() {
+#if defined(__x86_64__)
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 // Asks the system, too: the state of tiles is large, and a process has none before it has asked. From then on all its threads do.
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
@@ -76,10 +84,14 @@ const Kernels& kernels_for(lpx_isa isa) {
       if (!has_amx())
         fail(LPX_UNSUPPORTED, "options->isa is LPX_ISA_AMX, but this processor has no AMX for bfloat16, or its system does not allow it");
       break;
+    case LPX_ISA_AVX512BF16:
+      if (!has_avx512bf16()) fail(LPX_UNSUPPORTED, "options->isa is LPX_ISA_AVX512BF16, but this processor has no AVX-512 BF16");
+      break;
     default: fail(LPX_INVALID_ARGUMENT, "options->isa is %d; expected one of lpx_isa", static_cast<int>(isa));
   }
 #if defined(__x86_64__)
   if (isa == LPX_ISA_AMX || (isa == LPX_ISA_AUTO && has_amx())) return amx_kernels();
+  if (isa == LPX_ISA_AVX512BF16 || (isa == LPX_ISA_AUTO && has_avx512bf16())) return avx512bf16_kernels();
   if (isa == LPX_ISA_AVX512 || (isa == LPX_ISA_AUTO && has_avx512())) return avx512_kernels();
   if (isa == LPX_ISA_AVX2 || (isa == LPX_ISA_AUTO && has_avx2())) return avx2_kernels();
 #endif

@@ -52,7 +52,7 @@ template <int Parts, typename Store>
 // Tiles hold the numbers k and k + 16 of each 32 beside each other, as a pair.
 
 // out[pair of vectors][part][padded depth / 32][vector of the pair]: tiles B[16][lane][2].
-bool split(const float* queries, int vectors, int depth, uint16_t* out) {
+bool split(lpx_dtype, const float* queries, int vectors, int depth, uint16_t* out) {
   const int steps = padded_depth(depth) / kSplitDepth;
   vf magnitudes = {};
   for (int vector = 0; vector < (vectors + 1) / 2 * 2; ++vector) {
@@ -401,6 +401,7 @@ const Kernels& amx_kernels() noexcept {
     all.pack_size = amx::pack_size;
     all.pack = amx::pack;
     all.logits = amx::logits;
+    all.split_parts = kSplitParts;
     all.split = amx::split;
     all.scan = amx::scan;
     return all;

@@ -62,6 +62,7 @@ Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cac
       layout_(heads_, rows_, kernels),
       unpacked_(static_cast<size_t>((layout_.count() + kTile - 1) / kTile * kTile), -1),
       window_rows_(static_cast<size_t>(layout_.count()), 0),
+      split_size_(kernels.split_parts * padded_depth(model.head_dim)),
       ordered_bytes_((kernels.pack_size(heads_ * rows_, model.head_dim) + 63) / 64 * 64) {
   for (int r = 0; r < heads_ * rows_; ++r) {
     packed_.push_back(layout_.index(r / rows_, r % rows_));
@@ -71,7 +72,7 @@ Queries::Queries(Workspace& workspace, const ModelShape& model, const Cache& cac
   const int64_t packed_rows = segments * static_cast<int64_t>(unpacked_.size());
   ordered_ = workspace.take<std::byte>(segments * ordered_bytes_);
   scanned_ = workspace.take<float>(packed_rows * model.head_dim);
-  if (kernels.split != nullptr) split_ = workspace.take<uint16_t>(packed_rows * split_size(model.head_dim));
+  if (split_size_ != 0) split_ = workspace.take<uint16_t>(packed_rows * split_size_);
   in_float_ = workspace.take<bool>(segments);
 }
 
@@ -89,7 +90,7 @@ void Queries::pack(const Kernels& kernels, int64_t segment) {
   std::transform(unpacked_.begin(), unpacked_.end(), rows.begin(), query);
   for (size_t first = 0; first < rows.size(); first += kTile)
     kernels.load(window_.dtype(), rows.data() + first, kTile, d, scanned(segment) + static_cast<ptrdiff_t>(first) * d);
-  in_float(segment) = kernels.split != nullptr && !kernels.split(scanned(segment), layout_.chunks() * layout_.vectors(), d, split(segment));
+  in_float(segment) = split_ != nullptr && !kernels.split(window_.dtype(), scanned(segment), layout_.chunks() * layout_.vectors(), d, split(segment));
   const int count = heads_ * rows_;
   for (int r = 0; r < count; ++r) rows[static_cast<size_t>(r)] = query(r);
   kernels.pack(window_.dtype(), rows.data(), count, d, ordered(segment));

@@ -94,7 +94,7 @@ class Queries {
   std::byte* ordered(int64_t segment) const { return ordered_ + segment % segments_ * ordered_bytes_; }
   float* scanned(int64_t segment) const { return scanned_ + segment % segments_ * static_cast<int64_t>(unpacked_.size()) * model_.head_dim; }
   uint16_t* split(int64_t segment) const {
-    return split_ == nullptr ? nullptr : split_ + segment % segments_ * static_cast<int64_t>(unpacked_.size()) * split_size(model_.head_dim);
+    return split_ == nullptr ? nullptr : split_ + segment % segments_ * static_cast<int64_t>(unpacked_.size()) * split_size_;
   }
   bool& in_float(int64_t segment) const { return in_float_[segment % segments_]; }
 
@@ -108,6 +108,7 @@ class Queries {
   std::vector<int32_t> packed_;       // [R * m] RowLayout::index
   std::vector<int32_t> unpacked_;     // rows in that order, in whole tiles; -1 where there is none
   std::vector<int32_t> window_rows_;  // of packed rows
+  int split_size_;                    // numbers of a row once it is split
   int64_t ordered_bytes_;
   std::byte* ordered_;         // [segments] packed for `logits`
   float* scanned_;             // [segments] packed for `sample` and `scan`

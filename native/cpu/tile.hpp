@@ -120,9 +120,11 @@ struct Kernels {
   void (*attend)(const AttentionTile& tile);
   // Running log-sum-exp in base 2 of packed rows: sums[r] = sum of 2^(logit - largest[r]). The reference is not read.
   void (*sample)(const ScanTile& tile, float* largest, float* sums);
-  // Queries as `load` leaves them, for a `scan` that splits numbers: [vectors * lanes] rows of split_size(depth). Returns whether they could be
-  // split. Null where it multiplies floats.
-  bool (*split)(const float* queries, int vectors, int depth, uint16_t* out);
+  // Numbers in bfloat16 that `split` makes of one; 0 where `scan` multiplies floats alone, and there is no `split`.
+  int split_parts;
+  // Queries of a type, as `load` leaves them, for `scan`: [vectors * lanes] rows of split_parts * padded_depth(depth). Returns whether they could be
+  // split.
+  bool (*split)(lpx_dtype dtype, const float* queries, int vectors, int depth, uint16_t* out);
   // Adds to sums[r] the row sums of e, the attention by the reference. Keeps them, unless `kept` is null, cut to bfloat16, for `square`:
   // kept[t][pair][lane] has that of the pair's first vector in its lower half.
   void (*scan)(const ScanTile& tile, double* sums, uint32_t* kept);
@@ -173,7 +175,8 @@ const Kernels& baseline_kernels() noexcept;
 #if defined(__x86_64__)
 const Kernels& avx2_kernels() noexcept;
 const Kernels& avx512_kernels() noexcept;
-// avx512_kernels(), with a scan by AMX. To be called where the processor has that and the system allows it.
+// avx512_kernels(), with logits by other instructions, AVX512-BF16 and AMX. To be called where the processor has that and the system allows it.
+const Kernels& avx512bf16_kernels() noexcept;
 const Kernels& amx_kernels() noexcept;
 #endif
 

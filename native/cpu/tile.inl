@@ -1,26 +1,17 @@
 // The kernels of a tile, compiled once for each instruction set: the including file defines LPX_LANES, LPX_NAMESPACE and
 // LPX_KERNELS (the accessor's name). Vectors are the compiler's own, so that one text serves SSE2, AVX2, AVX-512 and NEON.
-//
-// `multiply` is where the time goes: 2 * rows * depth operations a token. Its block is kPanel rows by two vectors of tokens,
-// 12 accumulators: enough to hide the latency of two multiply-adds a cycle, and few enough for 16 registers; two panels by one
-// vector where there are no more tokens. With the 32 registers of AVX-512 it is two panels by two vectors: a load feeds more
-// multiply-adds, which the width of the front end would limit otherwise. A panel
-// (depth * 6 floats) and a stripe of the tile (depth * 2 vectors) stay in the first-level cache together.
 
 #include <cstring>
 
-#include "cpu/scan.inl"
+#include "cpu/products.inl"
 #include "cpu/tile.hpp"
 #include "cpu/vector.inl"
 
 namespace laprox::cpu {
 namespace LPX_NAMESPACE {
 
-constexpr int kVectors = kTile / kLanes;     // vectors in a row of a tile
-constexpr int kKeptAhead = 16;               // tokens that `square` asks for before it reads them
-constexpr int kStripe = 2 * kLanes;          // tokens that `multiply` takes at a time
-constexpr int kHeld = kLanes == 16 ? 4 : 2;  // vectors of query rows that `scan` multiplies at a time: what fits the registers
-static_assert(kTile % kStripe == 0, "a tile holds whole stripes");
+constexpr int kVectors = kTile / kLanes;  // vectors in a row of a tile
+constexpr int kKeptAhead = 16;            // tokens that `square` asks for before it reads them
 
 // ------------------------------------------------------------------ rows in
 
@@ -104,47 +95,8 @@ void convert(lpx_dtype dtype, const void* from, int64_t count, float* to) {
 
 // ------------------------------------------------------------------ products
 
-template <int Panels, int Vectors>
-inline void multiply_block(const float* panels, int depth, const float* tile, float* out) {
-  vf sums[Panels * kPanel][Vectors] = {};
-  const ptrdiff_t size = static_cast<ptrdiff_t>(Panels) * depth * kPanel;
-  for (int k = 0; k < depth; ++k, tile += kStripe) {
-    // What is multiplied next: factors are larger than the nearer caches.
-    __builtin_prefetch(panels + size + static_cast<ptrdiff_t>(k) * Panels * kPanel);
-    vf tokens[Vectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) tokens[v] = load_vector(tile + v * kLanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < Panels * kPanel; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) sums[r][v] += panels[(static_cast<ptrdiff_t>(r / kPanel) * depth + k) * kPanel + r % kPanel] * tokens[v];
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < Panels * kPanel; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) store_vector(out + r * kTile + v * kLanes, sums[r][v]);
-}
-
 void multiply(const float* panels, int rows, int depth, const float* tile, int count, float* out) {
-  for (int row = 0; row < rows; row += 2 * kPanel, panels += static_cast<ptrdiff_t>(2) * depth * kPanel) {
-    const bool two = row + kPanel < rows;
-    for (int first = 0; first < count; first += kStripe) {
-      const float* stripe = tile + static_cast<ptrdiff_t>(first) * depth;
-      float* to = out + static_cast<ptrdiff_t>(row) * kTile + first;
-      if (count - first > kLanes) {
-        if (two && kLanes == 16) {
-          multiply_block<2, 2>(panels, depth, stripe, to);
-        } else {
-          multiply_block<1, 2>(panels, depth, stripe, to);
-          if (two) multiply_block<1, 2>(panels + static_cast<ptrdiff_t>(depth) * kPanel, depth, stripe, to + kPanel * kTile);
-        }
-      } else if (two) {
-        multiply_block<2, 1>(panels, depth, stripe, to);
-      } else {
-        multiply_block<1, 1>(panels, depth, stripe, to);
-      }
-    }
-  }
+  multiply_panels<Floats>(panels, rows, depth, tile, count, out);
 }
 
 int64_t pack_size(int count, int depth) { return static_cast<int64_t>(panels_for(count)) * kPanel * depth * 4; }
@@ -249,108 +201,26 @@ void attend(const AttentionTile& tile) {
 
 // ------------------------------------------------------------------ the scan
 
-// The vectors of packed query rows in blocks of whole pairs, as even as they can be; the last pair may be one vector.
-struct ScanBlocks {
-  constexpr ScanBlocks(int vectors, int most) : vectors(vectors), pairs((vectors + 1) / 2), count((pairs + most / 2 - 1) / (most / 2)) {}
-  // The first vector of a block.
-  constexpr int begin(int block) const {
-    const int vector = 2 * (pairs * block / count);
-    return vector < vectors ? vector : vectors;
+// Of a tile in floats: keys of other types are converted, into tile.room, and their addresses are `converted`.
+Operands in_floats(const ScanTile& tile, const void** converted) {
+  if (tile.key_type == LPX_F32) return {tile.keys, tile.queries, tile.depth};
+  auto* row = reinterpret_cast<float*>(tile.room);
+  for (int t = 0; t < tile.count; ++t, row += tile.depth) {
+    convert(tile.key_type, tile.keys[t], tile.depth, row);
+    converted[t] = row;
   }
-  int vectors;
-  int pairs;
-  int count;
-};
-
-// Rows to ask for while a product is computed: all at once they would fill the buffers that wait for memory.
-struct Ahead {
-  const void* const* keys;
-  const void* const* values;  // null where they are not wanted
-  int count;
-  int bytes;
-};
-
-// out[t][0 .. Vectors) = sum over k of keys[t][k] * queries[k][..], k ascending as in `multiply`: the same bits. Of `count` tokens up to kScanBlock;
-// behind them is the last one again.
-template <int Vectors>
-[[gnu::noinline]] void multiply_keys(const void* const* keys, int count, int depth, const float* queries, Ahead ahead, float* out) {
-  const ptrdiff_t pair = static_cast<ptrdiff_t>(depth) * kStripe;
-  const float* key[kScanBlock];
-  vf sums[kScanBlock][Vectors];
-#pragma GCC unroll 6
-  for (int t = 0; t < kScanBlock; ++t) {
-    key[t] = static_cast<const float*>(keys[t < count ? t : count - 1]);
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) sums[t][j] = vf{};
-  }
-  const int step = ahead.count == 0 ? depth : depth / ahead.count;
-  for (int k = 0, row = 0; k < depth; ++row) {
-    if (row < ahead.count) {
-      ask_for<true>(ahead.keys[row], ahead.bytes);
-      if (ahead.values != nullptr) ask_for<true>(ahead.values[row], ahead.bytes);
-    }
-    const int end = row + 1 < ahead.count ? k + step : depth;
-    for (; k < end; ++k, queries += kStripe) {
-      vf query[Vectors];
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) query[j] = load_vector(queries + j / 2 * pair + j % 2 * kLanes);
-#pragma GCC unroll 6
-      for (int t = 0; t < kScanBlock; ++t)
-#pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) sums[t][j] += key[t][k] * query[j];
-    }
-  }
-#pragma GCC unroll 6
-  for (int t = 0; t < kScanBlock; ++t, out += Vectors * kLanes)
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) store_vector(out + j * kLanes, sums[t][j]);
+  return {converted, tile.queries, tile.depth};
 }
 
-// Calls body.operator()<Width>(vector, logits_of) for each block of Width vectors of rows; logits_of(first) are those of a block of tokens,
-// [kScanBlock][Width * kLanes], until it is called again. To be called for each, in order.
-template <typename Body>
-inline void for_each_block(const ScanTile& tile, Body&& body) {
-  alignas(kCacheLine) float logits[kScanBlock * kHeld * kLanes];
+void scan(const ScanTile& tile, double* sums, uint32_t* kept) {
   const void* converted[kScanTile];
-  if (tile.key_type != LPX_F32) {
-    auto* row = reinterpret_cast<float*>(tile.room);
-    for (int t = 0; t < tile.count; ++t, row += tile.depth) {
-      convert(tile.key_type, tile.keys[t], tile.depth, row);
-      converted[t] = row;
-    }
-  }
-  const void* const* keys = tile.key_type == LPX_F32 ? tile.keys : converted;
-  const ScanBlocks blocks(tile.vectors, kHeld);
-  const int products = (tile.count + kScanBlock - 1) / kScanBlock * blocks.count;
-  const int share = (tile.ahead_count + products - 1) / products;
-  int asked = 0;
-  for (int block = 0; block < blocks.count; ++block) {
-    const int vector = blocks.begin(block);
-    const auto take = [&]<int Width>() {
-      body.template operator()<Width>(vector, [&](int first) {
-        const int left = tile.ahead_count - asked;
-        const Ahead ahead{tile.ahead_keys + asked, tile.ahead_values == nullptr ? nullptr : tile.ahead_values + asked, left < share ? left : share,
-                          tile.ahead_bytes};
-        asked += ahead.count;
-        multiply_keys<Width>(keys + first, tile.count - first, tile.depth, tile.queries + static_cast<ptrdiff_t>(vector) * kLanes * tile.depth, ahead,
-                             logits);
-        return static_cast<const float*>(logits);
-      });
-    };
-    switch (blocks.begin(block + 1) - vector) {
-      case 1: take.template operator()<1>(); break;
-#if LPX_LANES == 16
-      case 2: take.template operator()<2>(); break;
-      case 3: take.template operator()<3>(); break;
-#endif
-      default: take.template operator()<kHeld>(); break;
-    }
-  }
+  scan_operands<Floats>(tile, in_floats(tile, converted), sums, kept);
 }
 
 template <bool SoftCap>
 void sample_rows(const ScanTile& tile, float* largest, float* sums) {
-  for_each_block(tile, [&]<int Width>(int vector, auto&& logits_of) {
+  const void* converted[kScanTile];
+  for_each_block<Floats>(tile, in_floats(tile, converted), [&]<int Width>(int vector, auto&& logits_of) {
     for (int first = 0; first < tile.count; first += kScanBlock) {
       const float* logits = logits_of(first);
       const int count = tile.count - first < kScanBlock ? tile.count - first : kScanBlock;
@@ -372,27 +242,6 @@ void sample_rows(const ScanTile& tile, float* largest, float* sums) {
       }
     }
   });
-}
-
-template <bool SoftCap, bool Masked>
-void scan_rows(const ScanTile& tile, double* sums, uint32_t* kept) {
-  for_each_block(tile, [&tile, sums, kept]<int Width>(int vector, auto&& logits_of) {
-    ScanRows<SoftCap, Masked, Width> rows(tile, vector, Width, kept);
-    for (int first = 0; first < tile.count; first += kScanBlock) {
-      const float* logits = logits_of(first);
-      const int end = tile.count - first < kScanBlock ? tile.count : first + kScanBlock;
-      for (int t = first; t < end; ++t, logits += Width * kLanes) rows.take(logits, t);
-      rows.close();
-    }
-    rows.add_to(sums);
-  });
-}
-
-void scan(const ScanTile& tile, double* sums, uint32_t* kept) {
-  if (tile.soft_cap == 0)
-    (tile.masked == nullptr ? scan_rows<false, false> : scan_rows<false, true>)(tile, sums, kept);
-  else
-    (tile.masked == nullptr ? scan_rows<true, false> : scan_rows<true, true>)(tile, sums, kept);
 }
 
 void sample(const ScanTile& tile, float* largest, float* sums) { (tile.soft_cap == 0 ? sample_rows<false> : sample_rows<true>)(tile, largest, sums); }
@@ -728,6 +577,7 @@ const Kernels& LPX_KERNELS() noexcept {
       isa::logits,
       isa::attend,
       isa::sample,
+      0,
       nullptr,
       isa::scan,
       isa::square,

@@ -26,9 +26,10 @@ typedef uint32_t vu __attribute__((vector_size(4 * LPX_LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
 typedef uint32_t vu_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
 typedef int32_t vi_unaligned __attribute__((vector_size(4 * LPX_LANES), aligned(4), may_alias));
-// Rows are read in eights whatever the width: head dimensions are multiples of 8.
+// Rows are read in eights whatever the width: head dimensions are multiples of 8. Two numbers of two bytes may be read as a float.
 typedef float v8 __attribute__((vector_size(32)));
-typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float v8_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+typedef float float_unaligned __attribute__((aligned(2), may_alias));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 typedef uint16_t h8 __attribute__((vector_size(16)));
 typedef uint16_t h8_unaligned __attribute__((vector_size(16), aligned(2), may_alias));

@@ -4,7 +4,7 @@ import { type FloatType, storage, write } from './half.js'
 import type { Random } from './random.js'
 
 /** Of CPU devices; a machine may lack some. */
-export const INSTRUCTION_SETS = ['baseline', 'avx2', 'avx512', 'amx'] as const
+export const INSTRUCTION_SETS = ['baseline', 'avx2', 'avx512', 'avx512bf16', 'amx'] as const
 
 /** Where the rows of a cache lie. */
 export type Layout =

@@ -71,10 +71,11 @@ typedef enum lpx_backend { LPX_CPU = 0, LPX_CUDA = 1 } lpx_backend;
 /* The vector instructions of a CPU device. AUTO is the best that the machine has; asking for one it lacks is UNSUPPORTED. */
 typedef enum lpx_isa {
   LPX_ISA_AUTO = 0,
-  LPX_ISA_BASELINE = 1, /* SSE2 on x86-64, NEON on arm64 */
-  LPX_ISA_AVX2 = 2,     /* with FMA and F16C */
-  LPX_ISA_AVX512 = 3,   /* F, BW, DQ, VL */
-  LPX_ISA_AMX = 4       /* AVX-512 with AMX-BF16, on Linux: the process asks for the right to use tiles, once and for all its threads */
+  LPX_ISA_BASELINE = 1,  /* SSE2 on x86-64, NEON on arm64 */
+  LPX_ISA_AVX2 = 2,      /* with FMA and F16C */
+  LPX_ISA_AVX512 = 3,    /* F, BW, DQ, VL */
+  LPX_ISA_AMX = 4,       /* AVX-512 with AMX-BF16, on Linux: the process asks for the right to use tiles, once and for all its threads */
+  LPX_ISA_AVX512BF16 = 5 /* AVX-512 with BF16 */
 } lpx_isa;
 
 /* Which kernels a CUDA device uses: for tests and comparisons. Asking for those of another chip is UNSUPPORTED. */
@@ -113,7 +114,7 @@ typedef struct lpx_device_info {
   int32_t index;
   int32_t threads;
   char name[128];       /* "CPU", or the GPU's name */
-  char isa[16];         /* "baseline", "avx2", "avx512", "amx"; "sm_90" and so on */
+  char isa[16];         /* "baseline", "avx2", "avx512", "amx", "avx512bf16"; "sm_90" and so on */
   int64_t memory_bytes; /* of the device; 0 where unknown */
 } lpx_device_info;
 
