@@ -1,4 +1,4 @@
-import { Device, evict as evictFrom, type KvCache, policies, score, select } from 'laprox'
+import { Device, evict as evictFrom, fromFloat32, type KvCache, policies, score, select, toFloat32 } from 'laprox'
 import { generateLayer, type Layer } from '#lib/cli/synthetic'
 import { type Described, describe, describeCache, evictionOperations, llamaShape, shapeOf } from './layer.js'
 import { binding, goal, type Measurement, type Settings, shareOf } from './measurement.js'
@@ -14,10 +14,18 @@ export async function* evict({ quick, threads }: Settings): AsyncGenerator<Measu
   using device = await Device.open('cpu', { threads })
   const needle = await Needle.load()
   for await (const { task, layers } of needle.caches(quick ? 1 : 4, policy.window)) {
-    yield measure(device, layers, `needle-lm after a prompt of '${task}'`, quick ? 5 : 41)
+    const rounds = quick ? 5 : 41
+    yield measure(device, layers, `needle-lm after a prompt of '${task}'`, rounds)
+    yield measure(device, layers.map(inBfloat16), `needle-lm, rounded to bfloat16, after a prompt of '${task}'`, rounds)
   }
   const shape = llamaShape(quick ? 4096 : 32768)
   yield measure(device, [generateLayer(shape)], 'a generated cache of one Llama-3.1-8B layer', quick ? 3 : 15)
+}
+
+/** As engines mostly hold caches. The output projection, which is factorized once, stays as it is. */
+function inBfloat16({ queries, keys, values, projection }: Layer): Layer {
+  const rounded = (tensor: Layer['keys']) => fromFloat32('bfloat16', toFloat32(tensor), tensor.dims)
+  return { queries: rounded(queries), keys: rounded(keys), values: rounded(values), projection }
 }
 
 async function measure(device: Device, layers: readonly Layer[], name: string, rounds: number): Promise<Measurement> {
