@@ -10,7 +10,8 @@ export type Kernels = 'auto' | 'plain' | 'portable' | 'hopper'
 
 /**
  * The vector instructions of a CPU device: `baseline` is SSE2 on x86-64 and NEON on arm64, `amx` is AVX-512 with matrix instructions for logits, on
- * Linux, `avx512bf16` AVX-512 with instructions for logits of bfloat16. Results may differ between them in the last bits.
+ * Linux, `avx512bf16` AVX-512 with instructions for logits of bfloat16, which `auto` takes on AMD's processors alone: Intel's are faster without.
+ * Results may differ between them in the last bits.
  */
 export type InstructionSet = 'auto' | 'baseline' | 'avx2' | 'avx512' | 'amx' | 'avx512bf16'
 

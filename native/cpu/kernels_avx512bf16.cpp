@@ -1,5 +1,5 @@
-// Logits by the instruction of AVX-512 that multiplies pairs of numbers in bfloat16 and adds in float, at the rate of multiply-adds of floats: twice
-// as many products. For keys and queries of that type; all others, and all other kernels, are those of AVX-512.
+// Logits by the instruction of AVX-512 that multiplies pairs of numbers in bfloat16 and adds in float, on AMD's processors at the rate of
+// multiply-adds of floats: twice as many products. For keys and queries of that type; all others, and all other kernels, are those of AVX-512.
 //
 // A row of bfloat16 is moved as one of half as many floats, and keys are read where they are. The instruction takes subnormal numbers for 0, which
 // matters only where those that they are multiplied by are huge: queries with subnormal or huge numbers are multiplied in float.

@@ -75,7 +75,7 @@ typedef enum lpx_isa {
   LPX_ISA_AVX2 = 2,      /* with FMA and F16C */
   LPX_ISA_AVX512 = 3,    /* F, BW, DQ, VL */
   LPX_ISA_AMX = 4,       /* AVX-512 with AMX-BF16, on Linux: the process asks for the right to use tiles, once and for all its threads */
-  LPX_ISA_AVX512BF16 = 5 /* AVX-512 with BF16 */
+  LPX_ISA_AVX512BF16 = 5 /* AVX-512 with BF16; AUTO takes it on AMD's processors, where it is faster */
 } lpx_isa;
 
 /* Which kernels a CUDA device uses: for tests and comparisons. Asking for those of another chip is UNSUPPORTED. */
