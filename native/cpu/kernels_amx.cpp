@@ -19,7 +19,6 @@
 #if defined(__x86_64__)
 #define LPX_LANES 16
 #define LPX_NAMESPACE amx
-#include <bit>
 #include <cstring>
 
 #include "core/geometry.hpp"
@@ -29,13 +28,9 @@ namespace laprox::cpu {
 namespace amx {
 
 constexpr int kTileNumbers = kSplitRows * kSplitDepth;
-constexpr float kHuge = 0x1p64f;  // keys with such numbers, infinity or NaN are multiplied in float, as are all where queries have such
-constexpr auto kHugeBits = std::bit_cast<uint32_t>(kHuge);
 
 // The nearest number in bfloat16.
 inline vf nearest(vf x) { return reinterpret_cast<vf>((reinterpret_cast<vu>(x) + 0x8000u) & kUpperHalf); }
-// Of numbers in bfloat16: those of `low` in the lower halves.
-inline vu pack_halves(vf low, vf high) { return reinterpret_cast<vu>(low) >> 16 | reinterpret_cast<vu>(high); }
 
 // Calls store(part, pairs of numbers) for each part of both.
 template <int Parts, typename Store>

@@ -13,7 +13,6 @@ namespace avx512bf16 {
 
 constexpr int kInWord = 2;                     // numbers
 constexpr uint32_t kLeastNormal = 0x00800000;  // bits of 2^-126
-constexpr uint32_t kHuge = 0x5f800000;         // of 2^64
 constexpr int kWordsAtOnce = 8;                // that rows are moved by
 
 struct Pairs {
@@ -22,10 +21,13 @@ struct Pairs {
   }
 };
 
+// Whether rows can be moved as words.
+bool has_words(lpx_dtype dtype, int depth) { return dtype == LPX_BF16 && depth % (kInWord * kWordsAtOnce) == 0; }
+
 // Whether a tile is multiplied by pairs: `logits` and `scan` have to agree.
 template <typename Tile>
 bool in_pairs(const Tile& tile) {
-  return tile.key_type == LPX_BF16 && tile.query_type == LPX_BF16 && tile.depth % (kInWord * kWordsAtOnce) == 0 && !tile.in_float;
+  return has_words(tile.key_type, tile.depth) && has_words(tile.query_type, tile.depth) && !tile.in_float;
 }
 
 int64_t pack_size(int count, int depth) { return avx512_kernels().pack_size(count, depth) + avx512_kernels().pack_size(count, depth / kInWord); }
@@ -33,7 +35,7 @@ int64_t pack_size(int count, int depth) { return avx512_kernels().pack_size(coun
 // As AVX-512 has them, then, if there are any, words likewise.
 void pack(lpx_dtype dtype, const void* const* rows, int count, int depth, std::byte* out) {
   avx512_kernels().pack(dtype, rows, count, depth, out);
-  if (dtype != LPX_BF16 || depth % (kInWord * kWordsAtOnce) != 0) return;
+  if (!has_words(dtype, depth)) return;
   avx512_kernels().pack(LPX_F32, rows, count, depth / kInWord, out + avx512_kernels().pack_size(count, depth));
 }
 
@@ -48,18 +50,18 @@ void logits(const LogitTile& tile) {
 
 // out[pair of vectors][depth / 2][2 * lanes] words. Not those of huge or subnormal numbers, infinity and NaN.
 bool split(lpx_dtype dtype, const float* queries, int vectors, int depth, uint16_t* out) {
-  if (dtype != LPX_BF16) return true;
+  if (!has_words(dtype, depth)) return true;
   auto* words = reinterpret_cast<uint32_t*>(out);
   vi strange = {};
   for (int64_t row = 0; row < int64_t{(vectors + 1) / 2} * depth; row += kInWord) {
     for (int j = 0; j < 2; ++j, words += kLanes) {
-      vu numbers[kInWord];
+      vf numbers[kInWord];
       for (int i = 0; i < kInWord; ++i) {
-        numbers[i] = reinterpret_cast<vu>(load_vector(queries + (row + i) * kStripe + static_cast<ptrdiff_t>(j) * kLanes));
-        const vu magnitude = numbers[i] & 0x7fffffffu;
-        strange |= (magnitude - 1u < kLeastNormal - 1u) | (magnitude >= kHuge);
+        numbers[i] = load_vector(queries + (row + i) * kStripe + static_cast<ptrdiff_t>(j) * kLanes);
+        const vu magnitude = reinterpret_cast<vu>(numbers[i]) & 0x7fffffffu;
+        strange |= (magnitude - 1u < kLeastNormal - 1u) | (magnitude >= kHugeBits);
       }
-      store_bits(words, numbers[0] >> 16 | numbers[1]);
+      store_bits(words, pack_halves(numbers[0], numbers[1]));
     }
   }
   for (int lane = 0; lane < kLanes; ++lane)

@@ -5,6 +5,7 @@
 // one fixed order: the score of a token has the same bits in whatever tile, batch or thread it is computed.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -27,6 +28,10 @@ inline constexpr float kCancelled = 0.02f;
 inline constexpr int kSplitParts = 3;
 inline constexpr int kSplitDepth = 32;
 inline constexpr int kSplitRows = 16;  // of a tile
+
+// Queries with such numbers, infinity or NaN are multiplied in float, not in bfloat16, and on AMX keys, too.
+inline constexpr float kHuge = 0x1p64f;
+inline constexpr auto kHugeBits = std::bit_cast<uint32_t>(kHuge);
 
 inline constexpr int panels_for(int rows) { return (rows + kPanel - 1) / kPanel; }
 inline constexpr int pair_count(int heads) { return heads * (heads + 1) / 2; }

@@ -42,6 +42,9 @@ inline vf splat(float value) { return vf{} + value; }
 inline vf bits_to_float(vi value) { return reinterpret_cast<vf>(value); }
 inline vi float_to_bits(vf value) { return reinterpret_cast<vi>(value); }
 
+// Of numbers in bfloat16: those of `low` in the lower halves.
+inline vu pack_halves(vf low, vf high) { return reinterpret_cast<vu>(low) >> 16 | reinterpret_cast<vu>(high); }
+
 inline vf square_root(vf x) {
   vf root = {};
   for (int i = 0; i < kLanes; ++i) root[i] = __builtin_sqrtf(x[i]);
