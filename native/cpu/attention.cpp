@@ -157,9 +157,9 @@ void Attention::scan_block(const Block& block, const Block* next, Scratch& scrat
   const int64_t segment = block.segment;
   const Segment s = inputs_.cache.segments().at(segment);
   const bool reads_values = observer != nullptr && !inputs_.cache.has_value_norms(s.layer);
-  // Rows of the block, and of the first tile of the next one.
-  const void* keys[kBlock + kScanTile];
-  const void* values[kBlock + kScanTile];
+  // Rows of the block, and the first of the next one.
+  const void* keys[kBlock + kScanAhead];
+  const void* values[kBlock + kScanAhead];
   int all = 0;
   const auto add_rows = [&](const Block& of, int some) {
     const Segment own = inputs_.cache.segments().at(of.segment);
@@ -169,24 +169,26 @@ void Attention::scan_block(const Block& block, const Block* next, Scratch& scrat
   };
   const int count = end(block) - block.begin;
   add_rows(block, count);
-  if (next != nullptr) add_rows(*next, std::min(kScanTile, end(*next) - next->begin));
+  if (next != nullptr) add_rows(*next, std::min(kScanAhead, end(*next) - next->begin));
   std::fill_n(scratch.reference, layout().count(), kInfinity);
   for (int r = 0; r < all_rows(); ++r) scratch.reference[queries_.packed(r)] = references(segment)[r];
   std::fill_n(sums(block), layout().count(), 0.0);
-  int32_t tokens[kScanTile];
-  for (int first = 0; first < count; first += kScanTile) {
-    const int some = std::min(kScanTile, count - first);
-    std::iota(tokens, tokens + some, block.begin + first);
-    if (observer != nullptr) observer->tile(segment, block.begin + first, some, values + first);
+  int32_t tokens[kBlock];
+  std::iota(tokens, tokens + count, block.begin);
+  float* norms = reads_values ? observer->norms(segment, block.begin) : nullptr;
+  for (int first = 0, some = 0; first < count; first += some) {
+    // Masks take time: tokens that every row sees go by themselves.
+    some = queries_.seen_by_all(segment, block.begin + first, end(block));
+    if (some == 0) some = count - first;
     Visibility storage;
-    ScanTile tile = queries_.tile(segment, tokens, keys + first, some, scratch, storage);
-    const int behind = first + some;
-    tile.ahead_keys = keys + behind;
-    tile.ahead_values = reads_values ? values + behind : nullptr;
-    tile.ahead_count = std::min(kScanTile, all - behind);
-    tile.ahead_bytes = static_cast<int>(inputs_.cache.row_bytes());
-    tile.reference = scratch.reference;
-    kernels_.scan(tile, sums(block), observer == nullptr ? nullptr : kept(block) + first * int64_t{layout().kept()});
+    ScanRun run = queries_.run(segment, tokens + first, keys + first, some, scratch, storage);
+    run.ahead = std::min(kScanAhead, all - first - some);
+    run.reference = scratch.reference;
+    if (reads_values) {
+      run.values = values + first;
+      run.norms = norms + first;
+    }
+    kernels_.scan(run, sums(block), observer == nullptr ? nullptr : kept(block) + first * int64_t{layout().kept()});
   }
 }
 

@@ -23,16 +23,16 @@
 namespace laprox::cpu {
 
 // Tokens of one task: small enough to balance threads and to cancel within milliseconds.
-inline constexpr int kBlock = 480;
-static_assert(kBlock % kScanTile == 0 && kBlock % kTile == 0, "a task has whole tiles");
+inline constexpr int kBlock = kScanRun;
+static_assert(kBlock % kTile == 0, "a task has whole tiles");
 
 // Asks for rows that are about to be read.
 void prefetch(const Rows& rows, const int32_t* tokens, int count, int64_t row_bytes);
 
 // What wants to know of the scan.
 struct Observer {
-  // By the thread that scans `count` tokens from `first` on, before it does. `values` are theirs, unless their norms are known.
-  std::function<void(int64_t segment, int32_t first, int count, const void* const* values)> tile;
+  // Where the norms of the values of a segment's tokens from `begin` on go, unless the cache keeps them.
+  std::function<float*(int64_t segment, int32_t begin)> norms;
   // Tokens [begin, end) of a segment whose log-sum-exps are known, and what the scan kept: RowLayout::kept() of each token.
   std::function<void(int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch)> scanned;
 };

@@ -4,18 +4,18 @@
 //
 //   C[16][16] += A[16][32] * B[16][16][2], of tiles in registers; B has pairs of numbers, those of a column one below the other
 //
-// A float is the sum of three such numbers, x = x0 + x1 + x2, each the nearest to what those before it leave. A product is the sum of the
-// six qi kj with i + j <= 2; what is left out is below 2^-23 |q k|, and sums of 32 are rounded apart from the total, so that logits are
-// closer than those of a chain of multiply-adds. Numbers in bfloat16 and float16 are one and two parts. Numbers that parts cannot hold
-// (huge ones, infinity, NaN) are multiplied in float.
+// A float is the sum of three such numbers, x = x0 + x1 + x2: of a query each the nearest to what those before it leave, of a key cut off it, which
+// takes fewer operations. A product is the sum of the six qi kj with i + j <= 2; what is left out is below 2^-22 |q k|, and has no sign of its own,
+// since a query's parts have none. Sums of 32 are rounded apart from the total, so that logits are closer than those of a chain of multiply-adds.
+// Numbers in bfloat16 and float16 are one and two parts. Numbers that parts cannot hold (huge ones, infinity, NaN) are multiplied in float.
 //
-// Bytes: keys are split where they are read, 6 for a float's 4, into memory that the first-level cache holds; queries once for all keys.
+// Bytes: keys are split where they are read, 6 for a float's 4, into memory that the nearer caches hold; queries once for all keys.
 // The scan has keys in A and packed query rows in B, so that both lie as they are in memory; `logits` has query rows in A and keys in B,
 // which come out as [rows][tokens]. Both add the same products in the same order: the same bits.
 //
-// In the scan, instructions for tiles take turns with exponentials: while 16 tokens by two vectors of rows are multiplied, in 12 steps of
-// two instructions for 64 floats, those multiplied before become attention, two tokens a step. One after the other they take a third
-// longer, since a processor does not look far enough ahead to mix them itself.
+// In the scan, instructions for tiles take turns with all others: while 16 tokens by two vectors of rows are multiplied, in 12 steps of two
+// instructions for 64 floats, those multiplied before become attention, two tokens a step, and keys of the next tile are split, one every third.
+// One after the other they take longer, since a processor does not look far enough ahead to mix them itself.
 #if defined(__x86_64__)
 #define LPX_LANES 16
 #define LPX_NAMESPACE amx
@@ -70,9 +70,6 @@ bool split(lpx_dtype, const float* queries, int vectors, int depth, uint16_t* ou
   return magnitude < kHuge;
 }
 
-// Of magnitudes' bits, which are in the order of floats, with infinity and NaN behind them.
-inline vu larger(vu a, vu b) { return a > b ? a : b; }
-
 // Those of 16 numbers that exist.
 template <lpx_dtype Type>
 inline vf read(const void* numbers, __mmask16 existing) {
@@ -83,45 +80,47 @@ inline vf read(const void* numbers, __mmask16 existing) {
   return reinterpret_cast<vf>(__builtin_convertvector(reinterpret_cast<vh>(bits), vu) << 16);
 }
 
-// Those of 32 numbers that exist, to[part * stride]. Returns the largest magnitudes of their lanes.
-template <lpx_dtype Type>
-inline vu split_numbers(const void* numbers, __mmask32 existing, ptrdiff_t stride, uint16_t* to) {
-  constexpr int kBytes = Type == LPX_F32 ? 4 : 2;
-  const vf low = read<Type>(numbers, static_cast<__mmask16>(existing));
-  const vf high = read<Type>(static_cast<const std::byte*>(numbers) + kLanes * kBytes, static_cast<__mmask16>(existing >> kLanes));
-  split_pairs<split_parts(Type)>(low, high, [&](int part, vu pairs) { store_bits(reinterpret_cast<uint32_t*>(to + part * stride), pairs); });
-  return larger(reinterpret_cast<vu>(low) & 0x7fffffffu, reinterpret_cast<vu>(high) & 0x7fffffffu);
-}
+// Of pairs of numbers in bfloat16.
+inline vu larger(vu a, vu b) { return reinterpret_cast<vu>(_mm512_max_epu16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b))); }
 
-// to[part][kScanTile][padded depth]. Returns a bit for each row that could not be split.
+// Cuts those of 32 numbers that exist, to[part * stride]. Returns the magnitudes of their first parts.
 template <lpx_dtype Type>
-uint64_t split_rows_of(const void* const* rows, int count, int depth, uint16_t* to) {
-  constexpr int kBytes = Type == LPX_F32 ? 4 : 2;
-  const ptrdiff_t stride = static_cast<ptrdiff_t>(kScanTile) * padded_depth(depth);
-  uint64_t unsplit = 0;
-  for (int i = 0; i < count; ++i, to += padded_depth(depth)) {
-    const auto* row = static_cast<const std::byte*>(rows[i]);
-    vu largest = {};
-    const auto split = [&](int k, __mmask32 existing) {
-      largest = larger(largest, split_numbers<Type>(row + static_cast<ptrdiff_t>(k) * kBytes, existing, stride, to + k));
-    };
-    int k = 0;
-    for (; k + kSplitDepth <= depth; k += kSplitDepth) split(k, ~__mmask32{0});
-    if (k < depth) split(k, (__mmask32{1} << (depth - k)) - 1);
-    unsplit |= uint64_t{_mm512_cmpge_epu32_mask(reinterpret_cast<__m512i>(largest), _mm512_set1_epi32(kHugeBits)) != 0} << i;
+inline vu cut(const void* numbers, __mmask32 existing, ptrdiff_t stride, uint16_t* to) {
+  vf low = read<Type>(numbers, static_cast<__mmask16>(existing));
+  vf high = read<Type>(static_cast<const std::byte*>(numbers) + kLanes * number_bytes(Type), static_cast<__mmask16>(existing >> kLanes));
+  vu first = {};
+  for (int part = 0; part < split_parts(Type); ++part) {
+    const vu low_part = reinterpret_cast<vu>(low) & kUpperHalf;
+    const vu high_part = reinterpret_cast<vu>(high) & kUpperHalf;
+    const vu pairs = reinterpret_cast<vu>(low) >> 16 | high_part;
+    store_bits(reinterpret_cast<uint32_t*>(to + part * stride), pairs);
+    if (part == 0) first = pairs & 0x7fff7fffu;
+    low -= reinterpret_cast<vf>(low_part);
+    high -= reinterpret_cast<vf>(high_part);
   }
-  return unsplit;
+  return first;
 }
 
-// The keys of a tile, as those before, and those that have to be multiplied in float.
-template <typename Tile>
-uint64_t split_keys(const Tile& tile) {
+// to[part][kScanTile][padded depth], of which this is a row. Returns whether it could not be split.
+template <lpx_dtype Type>
+[[gnu::always_inline]] inline bool cut_row(const void* row, int depth, uint16_t* to) {
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(kScanTile) * padded_depth(depth);
+  const auto* from = static_cast<const std::byte*>(row);
+  vu largest = {};
+  int k = 0;
+  for (; k + kSplitDepth <= depth; k += kSplitDepth, from += kSplitDepth * number_bytes(Type))
+    largest = larger(largest, cut<Type>(from, ~__mmask32{0}, stride, to + k));
+  if (k < depth) largest = larger(largest, cut<Type>(from, (__mmask32{1} << (depth - k)) - 1, stride, to + k));
+  return _mm512_cmpge_epu16_mask(reinterpret_cast<__m512i>(largest), _mm512_set1_epi16(kHugeBits >> 16)) != 0;
+}
+
+// Rows of a tile, as those before. Returns a bit for each that could not be split.
+template <lpx_dtype Type>
+uint64_t cut_rows(const void* const* rows, int count, int depth, uint16_t* to) {
   static_assert(kScanTile < 64);
-  const auto split_rows = tile.key_type == LPX_F32   ? split_rows_of<LPX_F32>
-                          : tile.key_type == LPX_F16 ? split_rows_of<LPX_F16>
-                                                     : split_rows_of<LPX_BF16>;
-  const uint64_t unsplit = split_rows(tile.keys, tile.count, tile.depth, tile.room);
-  return tile.in_float ? (uint64_t{1} << tile.count) - 1 : unsplit;
+  uint64_t unsplit = 0;
+  for (int i = 0; i < count; ++i, to += padded_depth(depth)) unsplit |= uint64_t{cut_row<Type>(rows[i], depth, to)} << i;
+  return unsplit;
 }
 
 struct alignas(kCacheLine) Configuration {
@@ -133,19 +132,22 @@ struct alignas(kCacheLine) Configuration {
 };
 constexpr Configuration kConfiguration;  // in memory: GCC thinks that 8 bytes of it are read
 
-// What was stored before may be loaded as tiles until _tile_release(). GCC does not know that these come from memory.
+// What was stored before may be loaded as tiles. GCC does not know that these come from memory.
+inline void publish() { asm volatile("" ::: "memory"); }
+
+// Tiles can be used until _tile_release().
 inline void begin_tiles() {
-  asm volatile("" ::: "memory");
+  publish();
   _tile_loadconfig(&kConfiguration);
 }
 
-// Calls body.operator()<parts of keys, of queries>(). Queries of another type than the keys count as floats.
+// Calls body.operator()<type of keys, parts of queries>(). Queries of another type than the keys count as floats.
 template <typename Body>
-void with_parts(lpx_dtype keys, lpx_dtype queries, Body&& body) {
+void with_types(lpx_dtype keys, lpx_dtype queries, Body&& body) {
   switch (keys) {
-    case LPX_F32: return body.template operator()<3, 3>();
-    case LPX_F16: return queries == LPX_F16 ? body.template operator()<2, 2>() : body.template operator()<2, 3>();
-    case LPX_BF16: return queries == LPX_BF16 ? body.template operator()<1, 1>() : body.template operator()<1, 3>();
+    case LPX_F32: return body.template operator()<LPX_F32, 3>();
+    case LPX_F16: return queries == LPX_F16 ? body.template operator()<LPX_F16, 2>() : body.template operator()<LPX_F16, 3>();
+    case LPX_BF16: return queries == LPX_BF16 ? body.template operator()<LPX_BF16, 1>() : body.template operator()<LPX_BF16, 3>();
   }
 }
 
@@ -164,7 +166,9 @@ void pack(lpx_dtype dtype, const void* const* rows, int count, int depth, std::b
       avx512_kernels().convert(dtype, rows[r], depth, row);
       std::memcpy(plain + static_cast<ptrdiff_t>(r) * depth, row, static_cast<size_t>(depth) * sizeof(float));
     }
-    for (int k = 0; k < padded_depth(depth); k += kSplitDepth) split_numbers<LPX_F32>(row + k, ~__mmask32{0}, stride, split + k);
+    for (int k = 0; k < padded_depth(depth); k += kSplitDepth)
+      split_pairs<kSplitParts>(load_vector(row + k), load_vector(row + k + kLanes),
+                               [&](int part, vu pairs) { store_bits(reinterpret_cast<uint32_t*>(split + part * stride + k), pairs); });
   }
 }
 
@@ -217,7 +221,9 @@ void logits(const LogitTile& tile) {
   const int depth = padded_depth(tile.depth);
   const int64_t rows = padded_rows(tile.rows);
   const auto* queries = reinterpret_cast<const uint16_t*>(tile.queries);
-  const uint64_t in_float = split_keys(tile);
+  uint64_t in_float = 0;
+  with_types(tile.key_type, tile.query_type, [&]<lpx_dtype Type, int>() { in_float = cut_rows<Type>(tile.keys, tile.count, tile.depth, tile.room); });
+  if (tile.in_float) in_float = (uint64_t{1} << tile.count) - 1;
   // Pairs of numbers are moved as if they were floats.
   uint16_t* keys = tile.room + split_keys_size(tile.depth);
   for (int part = 0; part < split_parts(tile.key_type); ++part) {
@@ -226,9 +232,9 @@ void logits(const LogitTile& tile) {
     avx512_kernels().load(LPX_F32, pairs, tile.count, depth / 2, reinterpret_cast<float*>(keys + static_cast<ptrdiff_t>(part) * depth * kTile));
   }
   begin_tiles();
-  with_parts(tile.key_type, tile.query_type, [&]<int KeyParts, int QueryParts>() {
+  with_types(tile.key_type, tile.query_type, [&]<lpx_dtype Type, int QueryParts>() {
     for (int64_t r = 0; r < rows; r += kSplitRows)
-      multiply_rows<KeyParts, QueryParts>(queries + r * depth, rows * depth, keys, depth, tile.out + r * kTile);
+      multiply_rows<split_parts(Type), QueryParts>(queries + r * depth, rows * depth, keys, depth, tile.out + r * kTile);
   });
   _tile_release();
   const auto* plain = reinterpret_cast<const float*>(queries + rows * split_size(tile.depth));
@@ -246,13 +252,13 @@ void logits(const LogitTile& tile) {
 
 // ------------------------------------------------------------------ query rows along the lanes: the scan
 
-// The logits of a token and a pair of vectors of query rows, k ascending.
-[[gnu::noinline]] void multiply_in_float(const ScanTile& tile, int token, int pair, float* out) {
+// The logits of a key and a pair of vectors of query rows, k ascending.
+[[gnu::noinline]] void multiply_in_float(const ScanRun& run, const void* row, int pair, float* out) {
   float key[kMaxHeadDim];
-  avx512_kernels().convert(tile.key_type, tile.keys[token], tile.depth, key);
-  const float* rows = tile.queries + static_cast<ptrdiff_t>(pair) * tile.depth * 2 * kLanes;
+  avx512_kernels().convert(run.key_type, row, run.depth, key);
+  const float* rows = run.queries + static_cast<ptrdiff_t>(pair) * run.depth * 2 * kLanes;
   vf sums[2] = {};
-  for (int k = 0; k < tile.depth; ++k)
+  for (int k = 0; k < run.depth; ++k)
     for (int j = 0; j < 2; ++j) sums[j] += key[k] * load_vector(rows + (static_cast<ptrdiff_t>(k) * 2 + j) * kLanes);
   for (int j = 0; j < 2; ++j) store_vector(out + j * kLanes, sums[j]);
 }
@@ -265,15 +271,12 @@ constexpr int terms(int key_parts, int query_parts) {
   return count;
 }
 
-// out[kSplitRows][2 * kLanes] of the tokens from `first` on and a pair of vectors of rows. Calls between() each time both vectors have been
+// out[kSplitRows][2 * kLanes] of tokens whose parts begin at `key` and a pair of vectors of rows. Calls between() each time both vectors have been
 // multiplied.
 template <int KeyParts, int QueryParts, typename Between>
-[[gnu::always_inline]] inline void multiply(const ScanTile& tile, uint64_t in_float, int first, int pair, float* out, Between&& between) {
-  const int depth = padded_depth(tile.depth);
+[[gnu::always_inline]] inline void multiply(const uint16_t* key, const uint16_t* query, int depth, float* out, Between&& between) {
   const ptrdiff_t key_part = static_cast<ptrdiff_t>(kScanTile) * depth;
   const ptrdiff_t query_part = static_cast<ptrdiff_t>(2) * depth * kLanes;
-  const uint16_t* key = tile.room + static_cast<ptrdiff_t>(first) * depth;
-  const uint16_t* query = tile.split_queries + static_cast<ptrdiff_t>(pair) * kSplitParts * query_part;
   const auto load_queries = [&](int part) {
     _tile_loadd(5, query + part * query_part, 2 * kSplitDepth);
     _tile_loadd(6, query + part * query_part + kTileNumbers, 2 * kSplitDepth);
@@ -318,71 +321,131 @@ template <int KeyParts, int QueryParts, typename Between>
   }
   _tile_stored(0, out, 2 * kLanes * 4);
   _tile_stored(1, out + kLanes, 2 * kLanes * 4);
-  for (uint64_t rest = in_float >> first & 0xffff; rest != 0; rest &= rest - 1) {
-    const int t = __builtin_ctzll(rest);
-    multiply_in_float(tile, first + t, pair, out + static_cast<ptrdiff_t>(t) * 2 * kLanes);
-  }
 }
 
-template <int KeyParts, int QueryParts, bool SoftCap, bool Masked>
-void scan_rows(const ScanTile& tile, uint64_t in_float, double* sums, uint32_t* kept) {
-  constexpr int kTerms = terms(KeyParts, QueryParts);
+// How something that is wanted `count` times is spread over `steps`: so many times every so many steps.
+struct Pace {
+  Pace(int count, int steps) : times((count + steps - 1) / steps), every(steps < count ? 1 : steps / count) {}
+  int times;
+  int every;
+};
+
+// What 16 tokens by two vectors of rows are multiplied to.
+struct Product {
+  int pair;
+  int first;  // token
+  int count;
+};
+
+// Takes the logits of a product, some tokens at a time.
+template <bool SoftCap, bool Masked>
+class Taking {
+ public:
+  [[gnu::always_inline]] Taking(const ScanRun& run, const Product& of, const float* logits, uint32_t* kept)
+      : rows_(run, 2 * of.pair, run.vectors - 2 * of.pair, kept), logits_(logits), token_(of.first), end_(of.first + of.count) {}
+
+  [[gnu::always_inline]] void take(int tokens) {
+    const int until = token_ + tokens < end_ ? token_ + tokens : end_;
+    for (; token_ < until; ++token_, logits_ += 2 * kLanes) rows_.take(logits_, token_);
+  }
+  [[gnu::always_inline]] void finish(double* sums) {
+    take(kSplitRows);
+    rows_.close();
+    rows_.add_to(sums);
+  }
+
+ private:
+  ScanRows<SoftCap, Masked, 2> rows_;
+  const float* logits_;
+  int token_;
+  int end_;
+};
+
+// Keys of a run, split.
+struct SplitTile {
+  int first;  // token
+  int count;
+  uint16_t* keys;
+  uint64_t in_float;  // those that could not be split
+};
+
+template <lpx_dtype Type, int QueryParts, bool SoftCap, bool Masked>
+void scan_run(const ScanRun& run, double* sums, uint32_t* kept) {
+  constexpr int kKeyParts = split_parts(Type);
   alignas(kCacheLine) float logits[2][kSplitRows * 2 * kLanes];
-  const int pairs = (tile.vectors + 1) / 2;
-  const int groups = (tile.count + kSplitRows - 1) / kSplitRows;
-  const int products = pairs * groups;
-  const int steps = kTerms * padded_depth(tile.depth) / kSplitDepth;  // of a product
-  const int tokens_a_step = (kSplitRows + steps - 1) / steps;
-  const int rows_a_step = (tile.ahead_count + products * steps - 1) / (products * steps);
-  const int steps_between = tile.ahead_count == 0 ? 1 : 1 + (products * steps - 1) / tile.ahead_count;  // one ask for rows and the next
-  int asked = 0;
-  int step = 0;
-  const auto ask = [&]() __attribute__((always_inline)) {
-    if (++step < steps_between) return;
-    step = 0;
-    for (int i = 0; i < rows_a_step && asked < tile.ahead_count; ++i, ++asked) {
-      ask_for<false>(tile.ahead_keys[asked], tile.ahead_bytes);
-      if (tile.ahead_values != nullptr) ask_for<false>(tile.ahead_values[asked], tile.ahead_bytes);
-      if (kept != nullptr) ask_for<true, true>(kept + static_cast<ptrdiff_t>(tile.count + asked) * pairs * kLanes, pairs * kLanes * 4);
-    }
+  const int depth = padded_depth(run.depth);
+  const int bytes = run.depth * number_bytes(Type);
+  const int pairs = (run.vectors + 1) / 2;
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(pairs) * kLanes;
+  const int steps = terms(kKeyParts, QueryParts) * depth / kSplitDepth;  // of a product
+  const Pace tokens(kSplitRows, steps);
+  const auto tile_from = [&](int first) -> SplitTile {
+    const int left = run.count - first;
+    return {first, left < kScanTile ? left : kScanTile, run.room + first / kScanTile % 2 * split_keys_size(run.depth), 0};
   };
-  multiply<KeyParts, QueryParts>(tile, in_float, 0, 0, logits[0], ask);
-  for (int pair = 0; pair < pairs; ++pair) {
-    ScanRows<SoftCap, Masked, 2> rows(tile, 2 * pair, tile.vectors - 2 * pair, kept);
-    for (int group = 0; group < groups; ++group) {
-      const int product = pair * groups + group;
-      const int first = group * kSplitRows;
-      const int end = tile.count - first < kSplitRows ? tile.count : first + kSplitRows;
-      const float* own = logits[product % 2];
-      int token = first;
-      const auto take = [&](int until) __attribute__((always_inline)) {
-        for (; token < until; ++token, own += 2 * kLanes) rows.take(own, token);
-      };
-      if (product + 1 < products) {
-        const bool last = group + 1 == groups;
-        multiply<KeyParts, QueryParts>(tile, in_float, last ? 0 : first + kSplitRows, last ? pair + 1 : pair, logits[(product + 1) % 2],
-                                       [&]() __attribute__((always_inline)) {
-                                         ask();
-                                         take(token + tokens_a_step < end ? token + tokens_a_step : end);
-                                       });
+  const auto split_key = [&](SplitTile& tile, int i) __attribute__((always_inline)) {
+    const bool in_float = cut_row<Type>(run.keys[tile.first + i], run.depth, tile.keys + static_cast<ptrdiff_t>(i) * depth);
+    tile.in_float |= uint64_t{in_float || run.in_float} << i;
+  };
+  int products = 0;
+  Product before{};  // whose logits are not taken yet
+  const auto taking = [&]() __attribute__((always_inline)) {
+    return Taking<SoftCap, Masked>(run, before, logits[(products + 1) % 2], kept == nullptr ? nullptr : kept + before.first * stride);
+  };
+
+  SplitTile tile = tile_from(0);
+  for (int i = 0; i < tile.count; ++i) split_key(tile, i);
+  for (SplitTile next; tile.count > 0; tile = next) {
+    publish();
+    next = tile_from(tile.first + kScanTile);
+    const int groups = (tile.count + kSplitRows - 1) / kSplitRows;
+    const Pace keys(kScanTile, pairs * groups * steps);
+    int step = 0;
+    int key = 0;
+    const auto prepare_next = [&]() __attribute__((always_inline)) {
+      if (key < next.count) split_key(next, key);
+      const int behind = next.first + kScanTile + key;
+      if (behind < run.count + run.ahead) {
+        ask_for<false>(run.keys[behind], bytes);
+        if (run.values != nullptr) ask_for<false>(run.values[behind], bytes);
       }
-      take(end);
-      rows.close();
+      if (kept != nullptr) ask_for<true, true>(kept + (next.first + key) * stride, static_cast<int>(stride) * 4);
+      ++key;
+    };
+    if (run.values != nullptr) avx512_kernels().norms(Type, run.values + tile.first, tile.count, run.depth, run.norms + tile.first);
+    for (int pair = 0; pair < pairs; ++pair) {
+      const uint16_t* query = run.split_queries + static_cast<ptrdiff_t>(pair) * 2 * kLanes * split_size(run.depth);
+      for (int group = 0; group < groups; ++group, ++products) {
+        const int first = group * kSplitRows;
+        float* out = logits[products % 2];
+        auto last = taking();
+        multiply<kKeyParts, QueryParts>(tile.keys + static_cast<ptrdiff_t>(first) * depth, query, depth, out, [&]() __attribute__((always_inline)) {
+          if (++step == keys.every) {
+            step = 0;
+            for (int i = 0; i < keys.times && key < kScanTile; ++i) prepare_next();
+          }
+          last.take(tokens.times);
+        });
+        last.finish(sums);
+        for (uint64_t rest = tile.in_float >> first & 0xffff; rest != 0; rest &= rest - 1) {
+          const int t = __builtin_ctzll(rest);
+          multiply_in_float(run, run.keys[tile.first + first + t], pair, out + static_cast<ptrdiff_t>(t) * 2 * kLanes);
+        }
+        before = {pair, tile.first + first, tile.count - first < kSplitRows ? tile.count - first : kSplitRows};
+      }
     }
-    rows.add_to(sums);
+    while (key < next.count) prepare_next();
   }
+  taking().finish(sums);
 }
 
-void scan(const ScanTile& tile, double* sums, uint32_t* kept) {
-  const uint64_t in_float = split_keys(tile);
+void scan(const ScanRun& run, double* sums, uint32_t* kept) {
   begin_tiles();
-  with_parts(tile.key_type, tile.query_type, [&]<int KeyParts, int QueryParts>() {
-    if (tile.soft_cap == 0)
-      (tile.masked == nullptr ? scan_rows<KeyParts, QueryParts, false, false> : scan_rows<KeyParts, QueryParts, false, true>)(tile, in_float, sums,
-                                                                                                                              kept);
+  with_types(run.key_type, run.query_type, [&]<lpx_dtype Type, int QueryParts>() {
+    if (run.soft_cap == 0)
+      (run.masked == nullptr ? scan_run<Type, QueryParts, false, false> : scan_run<Type, QueryParts, false, true>)(run, sums, kept);
     else
-      (tile.masked == nullptr ? scan_rows<KeyParts, QueryParts, true, false> : scan_rows<KeyParts, QueryParts, true, true>)(tile, in_float, sums,
-                                                                                                                            kept);
+      (run.masked == nullptr ? scan_run<Type, QueryParts, true, false> : scan_run<Type, QueryParts, true, true>)(run, sums, kept);
   });
   _tile_release();
 }

@@ -69,9 +69,12 @@ bool split(lpx_dtype dtype, const float* queries, int vectors, int depth, uint16
   return true;
 }
 
-void scan(const ScanTile& tile, double* sums, uint32_t* kept) {
-  if (!in_pairs(tile)) return avx512_kernels().scan(tile, sums, kept);
-  scan_operands<Pairs>(tile, {tile.keys, reinterpret_cast<const float*>(tile.split_queries), tile.depth / kInWord}, sums, kept);
+void scan(const ScanRun& run, double* sums, uint32_t* kept) {
+  if (!in_pairs(run)) return avx512_kernels().scan(run, sums, kept);
+  for_each_tile(run, kept, [sums](const ScanRun& tile, uint32_t* kept_of_tile) {
+    if (tile.values != nullptr) avx512_kernels().norms(tile.key_type, tile.values, tile.count, tile.depth, tile.norms);
+    scan_operands<Pairs>(tile, {tile.keys, reinterpret_cast<const float*>(tile.split_queries), tile.depth / kInWord}, sums, kept_of_tile);
+  });
 }
 
 }  // namespace avx512bf16

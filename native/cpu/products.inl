@@ -140,19 +140,20 @@ struct Operands {
 // Calls body.operator()<Width>(vector, logits_of) for each block of Width vectors of rows; logits_of(first) are those of a block of tokens,
 // [kScanBlock][Width * kLanes], until it is called again. To be called for each, in order.
 template <typename Product, typename Body>
-inline void for_each_block(const ScanTile& tile, const Operands& of, Body&& body) {
+inline void for_each_block(const ScanRun& tile, const Operands& of, Body&& body) {
   alignas(kCacheLine) float logits[kScanBlock * kHeld * kLanes];
   const ScanBlocks blocks(tile.vectors, kHeld);
   const int products = (tile.count + kScanBlock - 1) / kScanBlock * blocks.count;
-  const int share = (tile.ahead_count + products - 1) / products;
+  const int share = (tile.ahead + products - 1) / products;
   int asked = 0;
   for (int block = 0; block < blocks.count; ++block) {
     const int vector = blocks.begin(block);
     const auto take = [&]<int Width>() {
       body.template operator()<Width>(vector, [&](int first) {
-        const int left = tile.ahead_count - asked;
-        const Ahead ahead{tile.ahead_keys + asked, tile.ahead_values == nullptr ? nullptr : tile.ahead_values + asked, left < share ? left : share,
-                          tile.ahead_bytes};
+        const int row = tile.count + asked;
+        const int left = tile.ahead - asked;
+        const Ahead ahead{tile.keys + row, tile.values == nullptr ? nullptr : tile.values + row, left < share ? left : share,
+                          tile.depth * number_bytes(tile.key_type)};
         asked += ahead.count;
         multiply_keys<Product, Width>(of.keys + first, tile.count - first, of.depth, of.queries + static_cast<ptrdiff_t>(vector) * kLanes * of.depth,
                                       ahead, logits);
@@ -171,7 +172,7 @@ inline void for_each_block(const ScanTile& tile, const Operands& of, Body&& body
 }
 
 template <typename Product, bool SoftCap, bool Masked>
-void scan_rows(const ScanTile& tile, const Operands& of, double* sums, uint32_t* kept) {
+void scan_rows(const ScanRun& tile, const Operands& of, double* sums, uint32_t* kept) {
   for_each_block<Product>(tile, of, [&tile, sums, kept]<int Width>(int vector, auto&& logits_of) {
     ScanRows<SoftCap, Masked, Width> rows(tile, vector, Width, kept);
     for (int first = 0; first < tile.count; first += kScanBlock) {
@@ -184,9 +185,9 @@ void scan_rows(const ScanTile& tile, const Operands& of, double* sums, uint32_t*
   });
 }
 
-// As Kernels::scan.
+// A tile, as Kernels::scan a run.
 template <typename Product>
-void scan_operands(const ScanTile& tile, const Operands& of, double* sums, uint32_t* kept) {
+void scan_operands(const ScanRun& tile, const Operands& of, double* sums, uint32_t* kept) {
   if (tile.soft_cap == 0)
     (tile.masked == nullptr ? scan_rows<Product, false, false> : scan_rows<Product, false, true>)(tile, of, sums, kept);
   else

@@ -52,15 +52,14 @@ const char* Pruning::obstacle(const std::vector<Part>& parts) const {
 
 float Pruning::weight(Segment s) const { return inputs_.rule.layer_weights == nullptr ? 1.0f : std::fabs(inputs_.rule.layer_weights[s.layer]); }
 
-void Pruning::measure_values(int64_t segment, int32_t first, int count, const void* const* values) {
+// What the scan found of a tile's values, or the cache keeps.
+void Pruning::weigh_norms(int64_t segment, int32_t first, int count) {
   const Segment s = layout_.segments().at(segment);
   float* norms = norms_ + layout_.offset(segment) + first;
   if (inputs_.cache.has_value_norms(s.layer)) {
-    const void* rows[kScanTile];
+    const void* rows[kTile];
     inputs_.cache.value_norms(s).run(first, count, rows);
     for (int t = 0; t < count; ++t) norms[t] = *static_cast<const float*>(rows[t]);
-  } else {
-    kernels_.norms(inputs_.cache.dtype(), values, count, inputs_.cache.head_dim(), norms);
   }
   for (int t = 0; t < count; ++t) norms[t] *= weight(s);
 }
@@ -74,6 +73,7 @@ void Pruning::bound(int64_t segment, int32_t begin, int32_t end, const uint32_t*
   for (int32_t first = begin; first < end; first += kTile) {
     const int count = std::min(kTile, end - first);
     const int64_t entry = layout_.offset(segment) + first;
+    weigh_norms(segment, first, count);
     float norms[kTile] = {};
     float bounds[kTile];
     std::copy_n(norms_ + entry, count, norms);
@@ -164,7 +164,7 @@ bool Pruning::tightens() const {
 Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress) {
   const auto segments = static_cast<size_t>(layout_.segments().count());
   const Observer observer{
-      [&](int64_t segment, int32_t first, int count, const void* const* values) { measure_values(segment, first, count, values); },
+      [&](int64_t segment, int32_t begin) { return norms_ + layout_.offset(segment) + begin; },
       [&](int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch) { bound(segment, begin, end, kept, scratch); }};
   scoring_.find_attention(pool, progress, &observer);
   const int width = rule_.pooling == LPX_POOL_MAX ? rule_.pooling_width : 1;

@@ -28,7 +28,7 @@ class Pruning {
   // Whether exact scores of all that matter are there, and whether the last ranking was of all of them.
   enum class Outcome { kUnproven, kScored, kRanked };
   Outcome prune(Pool& pool, const std::vector<Part>& parts, lpx_report& report, Progress& progress);
-  void measure_values(int64_t segment, int32_t first, int count, const void* const* values);
+  void weigh_norms(int64_t segment, int32_t first, int count);
   void bound(int64_t segment, int32_t begin, int32_t end, const uint32_t* kept, Scratch& scratch);
   void pass_over_protected(int64_t segment, int halo);
   // Whether an exact score costs so much more than the attention that tightens a bound.

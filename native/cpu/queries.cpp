@@ -99,33 +99,47 @@ void Queries::pack(const Kernels& kernels, int64_t segment) {
 // Null where every row sees the tokens, which ascend.
 const Visibility* Queries::mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const {
   const Segment s = cache_.segments().at(segment);
-  const int32_t first_row = end(s) - rows_;
+  const int32_t first_row = first_position(s);
   const int32_t window = model_.layers[static_cast<size_t>(s.layer)].sliding_window;
   if (window == 0 && cache_.position(s, tokens[count - 1]) <= first_row) return nullptr;
   for (int i = 0; i < count; ++i) scratch.positions[i] = cache_.position(s, tokens[i]);
-  std::fill(scratch.positions + count, scratch.positions + kScanTile, std::numeric_limits<int32_t>::max());
+  std::fill(scratch.positions + count, scratch.positions + std::max(count, kTile), std::numeric_limits<int32_t>::max());
   storage = {scratch.positions, first_row, window};
   return &storage;
 }
 
-ScanTile Queries::tile(int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch, Visibility& storage) const {
+int Queries::seen_by_all(int64_t segment, int32_t begin, int32_t end) const {
+  const Segment s = cache_.segments().at(segment);
+  if (model_.layers[static_cast<size_t>(s.layer)].sliding_window != 0) return 0;
+  int32_t seen = begin;  // tokens before it are
+  while (seen < end) {
+    const int32_t middle = seen + (end - seen) / 2;
+    if (cache_.position(s, middle) <= first_position(s))
+      seen = middle + 1;
+    else
+      end = middle;
+  }
+  return seen - begin;
+}
+
+ScanRun Queries::run(int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch, Visibility& storage) const {
   const Layer& layer = model_.layers[static_cast<size_t>(cache_.segments().at(segment).layer)];
-  ScanTile tile{};
-  tile.keys = keys;
-  tile.key_type = cache_.dtype();
-  tile.count = count;
-  tile.depth = model_.head_dim;
-  tile.queries = scanned(segment);
-  tile.vectors = layout_.chunks() * layout_.vectors();
-  tile.split_queries = split(segment);
-  tile.query_type = window_.dtype();
-  tile.in_float = in_float(segment);
-  tile.room = scratch.room;
-  tile.rows = window_rows_.data();
-  tile.scale = layer.scale;
-  tile.soft_cap = layer.soft_cap;
-  tile.masked = mask(segment, tokens, count, scratch, storage);
-  return tile;
+  ScanRun run{};
+  run.keys = keys;
+  run.key_type = cache_.dtype();
+  run.count = count;
+  run.depth = model_.head_dim;
+  run.queries = scanned(segment);
+  run.vectors = layout_.chunks() * layout_.vectors();
+  run.split_queries = split(segment);
+  run.query_type = window_.dtype();
+  run.in_float = in_float(segment);
+  run.room = scratch.room;
+  run.rows = window_rows_.data();
+  run.scale = layer.scale;
+  run.soft_cap = layer.soft_cap;
+  run.masked = mask(segment, tokens, count, scratch, storage);
+  return run;
 }
 
 void Queries::log_sums(const Kernels& kernels, int64_t segment, const int32_t* tokens, int64_t count, float* out, Scratch& scratch) const {
@@ -137,7 +151,7 @@ void Queries::log_sums(const Kernels& kernels, int64_t segment, const int32_t* t
     Visibility storage;
     const int some = static_cast<int>(std::min<int64_t>(kScanTile, count - first));
     for (int i = 0; i < some; ++i) scratch.rows[i] = keys(tokens[first + i]);
-    kernels.sample(tile(segment, tokens + first, scratch.rows, some, scratch, storage), scratch.largest, scratch.row_sums);
+    kernels.sample(run(segment, tokens + first, scratch.rows, some, scratch, storage), scratch.largest, scratch.row_sums);
   }
   for (int r = 0; r < heads_ * rows_; ++r) {
     const int at = packed(r);

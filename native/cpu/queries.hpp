@@ -58,7 +58,7 @@ struct Scratch {
   float* plain;    // [kTile][d]
   float* panels;   // [kFactorColumns rounded up to panels][d]
   const void* rows[kScanTile];
-  int32_t positions[kScanTile];
+  int32_t positions[kScanRun];
 };
 
 std::vector<Scratch> scratch_of_threads(Workspace& workspace, const ModelShape& model, int window_rows, const Kernels& kernels, int threads);
@@ -77,9 +77,11 @@ class Queries {
   int existing_rows(Segment s) const;
 
   void pack(const Kernels& kernels, int64_t segment);
-  // Up to kScanTile tokens, ascending, for `scan` and `sample`; `keys` are theirs. The reference and what to ask for are left to the
+  // How many of the tokens [begin, end) every row sees, before the first that one does not see.
+  int seen_by_all(int64_t segment, int32_t begin, int32_t end) const;
+  // Up to kScanRun tokens, ascending, for `scan` and `sample`; `keys` are theirs. The reference, values and what to ask for are left to the
   // caller. Lives in `keys`, `scratch` and `storage`.
-  ScanTile tile(int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch, Visibility& storage) const;
+  ScanRun run(int64_t segment, const int32_t* tokens, const void* const* keys, int count, Scratch& scratch, Visibility& storage) const;
   // out[R * m] = log2 of the sum of 2^logit over tokens, which ascend; -inf for rows that do not exist or see none of them.
   void log_sums(const Kernels& kernels, int64_t segment, const int32_t* tokens, int64_t count, float* out, Scratch& scratch) const;
   // Up to kTile tokens, ascending: scratch.logits = 2^(logit - reference - residual), 0 where a row does not see a token. Reference
@@ -89,6 +91,8 @@ class Queries {
 
  private:
   const Visibility* mask(int64_t segment, const int32_t* tokens, int count, Scratch& scratch, Visibility& storage) const;
+  // The position of the first row, or before the first.
+  int32_t first_position(Segment s) const { return end(s) - rows_; }
   // The position behind that of the last row.
   int32_t end(Segment s) const { return cache_.context(s) + window_.ahead(); }
   std::byte* ordered(int64_t segment) const { return ordered_ + segment % segments_ * ordered_bytes_; }

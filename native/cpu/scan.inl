@@ -14,6 +14,27 @@ template <bool Nearest, bool Written = false>
   for (int byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(static_cast<const char*>(memory) + byte, Written ? 1 : 0, Nearest ? 3 : 2);
 }
 
+// Calls body(tile, kept) for each tile of a run, one after the other.
+template <typename Body>
+inline void for_each_tile(const ScanRun& run, uint32_t* kept, Body&& body) {
+  const ptrdiff_t stride = static_cast<ptrdiff_t>((run.vectors + 1) / 2) * kLanes;
+  const auto least = [](int a, int b) { return a < b ? a : b; };
+  for (int first = 0; first < run.count; first += kScanTile) {
+    ScanRun tile = run;
+    tile.keys += first;
+    if (run.values != nullptr) tile.values += first, tile.norms += first;
+    tile.count = least(kScanTile, run.count - first);
+    tile.ahead = least(kScanTile, run.count + run.ahead - first - tile.count);
+    Visibility mask;
+    if (run.masked != nullptr) {
+      mask = *run.masked;
+      mask.positions += first;
+      tile.masked = &mask;
+    }
+    body(tile, kept == nullptr ? nullptr : kept + first * stride);
+  }
+}
+
 // The exponent, in base 2: one multiply-add where there is no soft-cap. Masks come after the exponential, so that the bits of
 // a token do not depend on its neighbours.
 template <bool SoftCap>
@@ -35,7 +56,7 @@ template <bool SoftCap, bool Masked, int Width>
 class ScanRows {
  public:
   // Of the vectors from `vector` on, `vectors` in number. `kept` is of the tile's tokens, or null.
-  [[gnu::always_inline]] ScanRows(const ScanTile& tile, int vector, int vectors, uint32_t* kept)
+  [[gnu::always_inline]] ScanRows(const ScanRun& tile, int vector, int vectors, uint32_t* kept)
       : mask_(tile.masked),
         rows_(tile.rows + static_cast<ptrdiff_t>(vector) * kLanes),
         scale_(tile.scale),

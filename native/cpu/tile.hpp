@@ -16,9 +16,13 @@ namespace laprox::cpu {
 inline constexpr int kTile = 32;
 // Rows of the left matrix that `multiply` takes at a time; packed matrices hold panels [depth][kPanel].
 inline constexpr int kPanel = 6;
-// Tokens that `scan` and `sample` take at once, and at most in a call: whole blocks.
+// Tokens that `scan` and `sample` take at once; those that the nearer caches hold, whole blocks, as `sample` takes them at most in a call; and those
+// that `scan` takes at most.
 inline constexpr int kScanBlock = 6;
 inline constexpr int kScanTile = 8 * kScanBlock;
+inline constexpr int kScanRun = 10 * kScanTile;
+// Rows behind a run that `scan` asks for.
+inline constexpr int kScanAhead = 2 * kScanTile;
 // Tokens that `pool_keys` takes at a time.
 inline constexpr int kPoolChunk = 2048;
 // Share of the own pairs below which a joint score's sum has cancelled too far.
@@ -42,9 +46,10 @@ inline constexpr int padded_rows(int rows) { return (rows + kSplitRows - 1) / kS
 inline constexpr int split_size(int depth) { return kSplitParts * padded_depth(depth); }
 // Parts that numbers of a type fill; those behind are 0.
 inline constexpr int split_parts(lpx_dtype dtype) { return dtype == LPX_F32 ? 3 : dtype == LPX_F16 ? 2 : 1; }
-// Numbers of the split keys of a tile, and of ScanTile::room and LogitTile::room.
+// Numbers of the split keys of a tile, and of ScanRun::room and LogitTile::room.
 inline constexpr int split_keys_size(int depth) { return kScanTile * split_size(depth); }
 inline constexpr int room_size(int depth) { return 2 * split_keys_size(depth); }
+inline constexpr int number_bytes(lpx_dtype dtype) { return dtype == LPX_F32 ? 4 : 2; }
 // Pairs (h, h') with h <= h' of one group, in a triangle.
 inline constexpr int pair_index(int h, int other) { return other * (other + 1) / 2 + h; }
 
@@ -84,8 +89,11 @@ struct AttentionTile {
 };
 
 // Tokens as `scan` takes them: here query rows lie along the vector lanes, so that keys are read where they are.
-struct ScanTile {
-  const void* const* keys;  // [count] rows of `depth` numbers
+struct ScanRun {
+  const void* const* keys;    // [count + ahead] rows of `depth` numbers
+  const void* const* values;  // [count + ahead], or null
+  float* norms;               // [count] where `scan` leaves ||values[t]||_2, if there are values
+  int ahead;                  // rows that are wanted next: asked for between products
   lpx_dtype key_type;
   int count;
   int depth;
@@ -100,11 +108,6 @@ struct ScanTile {
   lpx_dtype query_type;
   bool in_float;   // the queries have numbers that are not split
   uint16_t* room;  // for keys that are converted, aligned to 64
-  // [ahead_count] rows of ahead_bytes that are wanted next: asked for between products. No values: null.
-  const void* const* ahead_keys;
-  const void* const* ahead_values;
-  int ahead_count;
-  int ahead_bytes;
 };
 
 struct Kernels {
@@ -124,7 +127,7 @@ struct Kernels {
   // Logits to attention, 0 where a row does not see a token. In place.
   void (*attend)(const AttentionTile& tile);
   // Running log-sum-exp in base 2 of packed rows: sums[r] = sum of 2^(logit - largest[r]). The reference is not read.
-  void (*sample)(const ScanTile& tile, float* largest, float* sums);
+  void (*sample)(const ScanRun& tile, float* largest, float* sums);
   // Numbers in bfloat16 that `split` makes of one; 0 where `scan` multiplies floats alone, and there is no `split`.
   int split_parts;
   // Queries of a type, as `load` leaves them, for `scan`: [vectors * lanes] rows of split_parts * padded_depth(depth). Returns whether they could be
@@ -132,7 +135,7 @@ struct Kernels {
   bool (*split)(lpx_dtype dtype, const float* queries, int vectors, int depth, uint16_t* out);
   // Adds to sums[r] the row sums of e, the attention by the reference. Keeps them, unless `kept` is null, cut to bfloat16, for `square`:
   // kept[t][pair][lane] has that of the pair's first vector in its lower half.
-  void (*scan)(const ScanTile& tile, double* sums, uint32_t* kept);
+  void (*scan)(const ScanRun& run, double* sums, uint32_t* kept);
   // out[t][chunk * lanes + lane] = sum over the vectors of a chunk of (e * weights)^2, of what `scan` kept of `count` tokens; a token has whole
   // eights.
   void (*square)(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out);

@@ -202,7 +202,7 @@ void attend(const AttentionTile& tile) {
 // ------------------------------------------------------------------ the scan
 
 // Of a tile in floats: keys of other types are converted, into tile.room, and their addresses are `converted`.
-Operands in_floats(const ScanTile& tile, const void** converted) {
+Operands in_floats(const ScanRun& tile, const void** converted) {
   if (tile.key_type == LPX_F32) return {tile.keys, tile.queries, tile.depth};
   auto* row = reinterpret_cast<float*>(tile.room);
   for (int t = 0; t < tile.count; ++t, row += tile.depth) {
@@ -212,13 +212,18 @@ Operands in_floats(const ScanTile& tile, const void** converted) {
   return {converted, tile.queries, tile.depth};
 }
 
-void scan(const ScanTile& tile, double* sums, uint32_t* kept) {
-  const void* converted[kScanTile];
-  scan_operands<Floats>(tile, in_floats(tile, converted), sums, kept);
+void norms(lpx_dtype dtype, const void* const* rows, int count, int depth, float* out);
+
+void scan(const ScanRun& run, double* sums, uint32_t* kept) {
+  for_each_tile(run, kept, [sums](const ScanRun& tile, uint32_t* kept_of_tile) {
+    const void* converted[kScanTile];
+    if (tile.values != nullptr) norms(tile.key_type, tile.values, tile.count, tile.depth, tile.norms);
+    scan_operands<Floats>(tile, in_floats(tile, converted), sums, kept_of_tile);
+  });
 }
 
 template <bool SoftCap>
-void sample_rows(const ScanTile& tile, float* largest, float* sums) {
+void sample_rows(const ScanRun& tile, float* largest, float* sums) {
   const void* converted[kScanTile];
   for_each_block<Floats>(tile, in_floats(tile, converted), [&]<int Width>(int vector, auto&& logits_of) {
     for (int first = 0; first < tile.count; first += kScanBlock) {
@@ -244,9 +249,32 @@ void sample_rows(const ScanTile& tile, float* largest, float* sums) {
   });
 }
 
-void sample(const ScanTile& tile, float* largest, float* sums) { (tile.soft_cap == 0 ? sample_rows<false> : sample_rows<true>)(tile, largest, sums); }
+void sample(const ScanRun& tile, float* largest, float* sums) { (tile.soft_cap == 0 ? sample_rows<false> : sample_rows<true>)(tile, largest, sums); }
 
-void square(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out) {
+// Of one chunk of Pairs whole pairs of vectors, whose weights stay in registers.
+template <int Pairs>
+void square_pairs(const uint32_t* kept, int count, const float* weights, float* out) {
+  vf weight[Pairs][2];
+#pragma GCC unroll 8
+  for (int pair = 0; pair < Pairs; ++pair)
+    for (int half = 0; half < 2; ++half) weight[pair][half] = load_vector(weights + (2 * pair + half) * kLanes);
+  const int out_stride = (kLanes + 7) / 8 * 8;
+  for (int t = 0; t < count; ++t, kept += Pairs * kLanes, out += out_stride) {
+    ask_for<true>(kept + kKeptAhead * Pairs * kLanes, Pairs * kLanes * 4);
+    vf sums[2] = {};
+#pragma GCC unroll 8
+    for (int pair = 0; pair < Pairs; ++pair) {
+      const vu both = load_bits(kept + pair * kLanes);
+      const vf low = reinterpret_cast<vf>(both << 16) * weight[pair][0];
+      const vf high = reinterpret_cast<vf>(both & kUpperHalf) * weight[pair][1];
+      sums[0] += low * low;
+      sums[1] += high * high;
+    }
+    store_vector(out, sums[0] + sums[1]);
+  }
+}
+
+void square_chunks(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out) {
   const ptrdiff_t stride = static_cast<ptrdiff_t>((chunks * vectors + 1) / 2) * kLanes;
   const ptrdiff_t out_stride = (static_cast<ptrdiff_t>(chunks) * kLanes + 7) / 8 * 8;
   for (int t = 0; t < count; ++t, kept += stride, out += out_stride) {
@@ -277,6 +305,16 @@ void square(const uint32_t* kept, int count, int chunks, int vectors, const floa
       if (between) add(0, load_bits(pair) << 16);
       store_vector(to, sums[0] + sums[1]);
     }
+  }
+}
+
+void square(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out) {
+  switch (kLanes == 16 && chunks == 1 ? vectors : 0) {
+    case 2: return square_pairs<1>(kept, count, weights, out);
+    case 4: return square_pairs<2>(kept, count, weights, out);
+    case 8: return square_pairs<4>(kept, count, weights, out);
+    case 16: return square_pairs<8>(kept, count, weights, out);
+    default: return square_chunks(kept, count, chunks, vectors, weights, out);
   }
 }
 
