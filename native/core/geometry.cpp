@@ -7,8 +7,6 @@
 
 namespace laprox {
 
-size_t element_size(lpx_dtype dtype) { return dtype == LPX_F32 ? 4 : 2; }
-
 const char* dtype_name(lpx_dtype dtype) {
   switch (dtype) {
     case LPX_F32: return "float32";

@@ -16,7 +16,7 @@ inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kMaxWindow = 128;
 inline constexpr int kMaxGroup = 64;
 
-size_t element_size(lpx_dtype dtype);
+constexpr size_t element_size(lpx_dtype dtype) { return dtype == LPX_F32 ? 4 : 2; }
 const char* dtype_name(lpx_dtype dtype);
 void check_dtype(lpx_dtype dtype, const char* name);
 

@@ -29,15 +29,16 @@ namespace amx {
 
 constexpr int kTileNumbers = kSplitRows * kSplitDepth;
 
-// The nearest number in bfloat16.
+// To numbers in bfloat16: the nearest, and the next towards 0.
 inline vf nearest(vf x) { return reinterpret_cast<vf>((reinterpret_cast<vu>(x) + 0x8000u) & kUpperHalf); }
+inline vf cut(vf x) { return reinterpret_cast<vf>(reinterpret_cast<vu>(x) & kUpperHalf); }
 
 // Calls store(part, pairs of numbers) for each part of both.
-template <int Parts, typename Store>
+template <int Parts, vf (*Round)(vf), typename Store>
 [[gnu::always_inline]] inline void split_pairs(vf low, vf high, Store&& store) {
   for (int part = 0; part < Parts; ++part) {
-    const vf low_part = nearest(low);
-    const vf high_part = nearest(high);
+    const vf low_part = Round(low);
+    const vf high_part = Round(high);
     store(part, pack_halves(low_part, high_part));
     low -= low_part;
     high -= high_part;
@@ -58,7 +59,7 @@ bool split(lpx_dtype, const float* queries, int vectors, int depth, uint16_t* ou
         const vf low = row(step * kSplitDepth + k);
         const vf high = row(step * kSplitDepth + k + kSplitDepth / 2);
         magnitudes += bits_to_float(float_to_bits(low) & 0x7fffffff) + bits_to_float(float_to_bits(high) & 0x7fffffff);
-        split_pairs<kSplitParts>(low, high, [&](int part, vu pairs) {
+        split_pairs<kSplitParts, nearest>(low, high, [&](int part, vu pairs) {
           const ptrdiff_t tile = ((static_cast<ptrdiff_t>(vector / 2) * kSplitParts + part) * steps + step) * 2 + vector % 2;
           store_bits(reinterpret_cast<uint32_t*>(out + tile * kTileNumbers) + k * kLanes, pairs);
         });
@@ -83,43 +84,38 @@ inline vf read(const void* numbers, __mmask16 existing) {
 // Of pairs of numbers in bfloat16.
 inline vu larger(vu a, vu b) { return reinterpret_cast<vu>(_mm512_max_epu16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b))); }
 
-// Cuts those of 32 numbers that exist, to[part * stride]. Returns the magnitudes of their first parts.
+// Those of 32 numbers that exist, to[part * stride]. Returns the magnitudes of their first parts.
 template <lpx_dtype Type>
-inline vu cut(const void* numbers, __mmask32 existing, ptrdiff_t stride, uint16_t* to) {
-  vf low = read<Type>(numbers, static_cast<__mmask16>(existing));
-  vf high = read<Type>(static_cast<const std::byte*>(numbers) + kLanes * number_bytes(Type), static_cast<__mmask16>(existing >> kLanes));
+inline vu split_numbers(const void* numbers, __mmask32 existing, ptrdiff_t stride, uint16_t* to) {
+  const vf low = read<Type>(numbers, static_cast<__mmask16>(existing));
+  const vf high = read<Type>(static_cast<const std::byte*>(numbers) + kLanes * element_size(Type), static_cast<__mmask16>(existing >> kLanes));
   vu first = {};
-  for (int part = 0; part < split_parts(Type); ++part) {
-    const vu low_part = reinterpret_cast<vu>(low) & kUpperHalf;
-    const vu high_part = reinterpret_cast<vu>(high) & kUpperHalf;
-    const vu pairs = reinterpret_cast<vu>(low) >> 16 | high_part;
+  split_pairs<split_parts(Type), cut>(low, high, [&](int part, vu pairs) {
     store_bits(reinterpret_cast<uint32_t*>(to + part * stride), pairs);
     if (part == 0) first = pairs & 0x7fff7fffu;
-    low -= reinterpret_cast<vf>(low_part);
-    high -= reinterpret_cast<vf>(high_part);
-  }
+  });
   return first;
 }
 
 // to[part][kScanTile][padded depth], of which this is a row. Returns whether it could not be split.
 template <lpx_dtype Type>
-[[gnu::always_inline]] inline bool cut_row(const void* row, int depth, uint16_t* to) {
+[[gnu::always_inline]] inline bool split_row(const void* row, int depth, uint16_t* to) {
   const ptrdiff_t stride = static_cast<ptrdiff_t>(kScanTile) * padded_depth(depth);
   const auto* from = static_cast<const std::byte*>(row);
   vu largest = {};
   int k = 0;
-  for (; k + kSplitDepth <= depth; k += kSplitDepth, from += kSplitDepth * number_bytes(Type))
-    largest = larger(largest, cut<Type>(from, ~__mmask32{0}, stride, to + k));
-  if (k < depth) largest = larger(largest, cut<Type>(from, (__mmask32{1} << (depth - k)) - 1, stride, to + k));
+  for (; k + kSplitDepth <= depth; k += kSplitDepth, from += kSplitDepth * element_size(Type))
+    largest = larger(largest, split_numbers<Type>(from, ~__mmask32{0}, stride, to + k));
+  if (k < depth) largest = larger(largest, split_numbers<Type>(from, (__mmask32{1} << (depth - k)) - 1, stride, to + k));
   return _mm512_cmpge_epu16_mask(reinterpret_cast<__m512i>(largest), _mm512_set1_epi16(kHugeBits >> 16)) != 0;
 }
 
 // Rows of a tile, as those before. Returns a bit for each that could not be split.
 template <lpx_dtype Type>
-uint64_t cut_rows(const void* const* rows, int count, int depth, uint16_t* to) {
+uint64_t split_rows(const void* const* rows, int count, int depth, uint16_t* to) {
   static_assert(kScanTile < 64);
   uint64_t unsplit = 0;
-  for (int i = 0; i < count; ++i, to += padded_depth(depth)) unsplit |= uint64_t{cut_row<Type>(rows[i], depth, to)} << i;
+  for (int i = 0; i < count; ++i, to += padded_depth(depth)) unsplit |= uint64_t{split_row<Type>(rows[i], depth, to)} << i;
   return unsplit;
 }
 
@@ -167,8 +163,8 @@ void pack(lpx_dtype dtype, const void* const* rows, int count, int depth, std::b
       std::memcpy(plain + static_cast<ptrdiff_t>(r) * depth, row, static_cast<size_t>(depth) * sizeof(float));
     }
     for (int k = 0; k < padded_depth(depth); k += kSplitDepth)
-      split_pairs<kSplitParts>(load_vector(row + k), load_vector(row + k + kLanes),
-                               [&](int part, vu pairs) { store_bits(reinterpret_cast<uint32_t*>(split + part * stride + k), pairs); });
+      split_pairs<kSplitParts, nearest>(load_vector(row + k), load_vector(row + k + kLanes),
+                                        [&](int part, vu pairs) { store_bits(reinterpret_cast<uint32_t*>(split + part * stride + k), pairs); });
   }
 }
 
@@ -222,7 +218,8 @@ void logits(const LogitTile& tile) {
   const int64_t rows = padded_rows(tile.rows);
   const auto* queries = reinterpret_cast<const uint16_t*>(tile.queries);
   uint64_t in_float = 0;
-  with_types(tile.key_type, tile.query_type, [&]<lpx_dtype Type, int>() { in_float = cut_rows<Type>(tile.keys, tile.count, tile.depth, tile.room); });
+  with_types(tile.key_type, tile.query_type,
+             [&]<lpx_dtype Type, int>() { in_float = split_rows<Type>(tile.keys, tile.count, tile.depth, tile.room); });
   if (tile.in_float) in_float = (uint64_t{1} << tile.count) - 1;
   // Pairs of numbers are moved as if they were floats.
   uint16_t* keys = tile.room + split_keys_size(tile.depth);
@@ -374,7 +371,7 @@ void scan_run(const ScanRun& run, double* sums, uint32_t* kept) {
   constexpr int kKeyParts = split_parts(Type);
   alignas(kCacheLine) float logits[2][kSplitRows * 2 * kLanes];
   const int depth = padded_depth(run.depth);
-  const int bytes = run.depth * number_bytes(Type);
+  const int bytes = run.depth * static_cast<int>(element_size(Type));
   const int pairs = (run.vectors + 1) / 2;
   const ptrdiff_t stride = static_cast<ptrdiff_t>(pairs) * kLanes;
   const int steps = terms(kKeyParts, QueryParts) * depth / kSplitDepth;  // of a product
@@ -384,7 +381,7 @@ void scan_run(const ScanRun& run, double* sums, uint32_t* kept) {
     return {first, left < kScanTile ? left : kScanTile, run.room + first / kScanTile % 2 * split_keys_size(run.depth), 0};
   };
   const auto split_key = [&](SplitTile& tile, int i) __attribute__((always_inline)) {
-    const bool in_float = cut_row<Type>(run.keys[tile.first + i], run.depth, tile.keys + static_cast<ptrdiff_t>(i) * depth);
+    const bool in_float = split_row<Type>(run.keys[tile.first + i], run.depth, tile.keys + static_cast<ptrdiff_t>(i) * depth);
     tile.in_float |= uint64_t{in_float || run.in_float} << i;
   };
   int products = 0;

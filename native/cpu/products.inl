@@ -153,7 +153,7 @@ inline void for_each_block(const ScanRun& tile, const Operands& of, Body&& body)
         const int row = tile.count + asked;
         const int left = tile.ahead - asked;
         const Ahead ahead{tile.keys + row, tile.values == nullptr ? nullptr : tile.values + row, left < share ? left : share,
-                          tile.depth * number_bytes(tile.key_type)};
+                          tile.depth * static_cast<int>(element_size(tile.key_type))};
         asked += ahead.count;
         multiply_keys<Product, Width>(of.keys + first, tile.count - first, of.depth, of.queries + static_cast<ptrdiff_t>(vector) * kLanes * of.depth,
                                       ahead, logits);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/geometry.hpp"
 #include "laprox/laprox.h"
 
 namespace laprox::cpu {
@@ -16,13 +17,11 @@ namespace laprox::cpu {
 inline constexpr int kTile = 32;
 // Rows of the left matrix that `multiply` takes at a time; packed matrices hold panels [depth][kPanel].
 inline constexpr int kPanel = 6;
-// Tokens that `scan` and `sample` take at once; those that the nearer caches hold, whole blocks, as `sample` takes them at most in a call; and those
-// that `scan` takes at most.
-inline constexpr int kScanBlock = 6;
-inline constexpr int kScanTile = 8 * kScanBlock;
-inline constexpr int kScanRun = 10 * kScanTile;
-// Rows behind a run that `scan` asks for.
-inline constexpr int kScanAhead = 2 * kScanTile;
+// Tokens of `scan` and `sample`.
+inline constexpr int kScanBlock = 6;              // multiplied at once
+inline constexpr int kScanTile = 8 * kScanBlock;  // that the nearer caches hold; `sample` takes no more in a call
+inline constexpr int kScanRun = 10 * kScanTile;   // that `scan` takes in a call, at most
+inline constexpr int kScanAhead = 2 * kScanTile;  // behind a run that `scan` asks for, at most
 // Tokens that `pool_keys` takes at a time.
 inline constexpr int kPoolChunk = 2048;
 // Share of the own pairs below which a joint score's sum has cancelled too far.
@@ -49,7 +48,6 @@ inline constexpr int split_parts(lpx_dtype dtype) { return dtype == LPX_F32 ? 3 
 // Numbers of the split keys of a tile, and of ScanRun::room and LogitTile::room.
 inline constexpr int split_keys_size(int depth) { return kScanTile * split_size(depth); }
 inline constexpr int room_size(int depth) { return 2 * split_keys_size(depth); }
-inline constexpr int number_bytes(lpx_dtype dtype) { return dtype == LPX_F32 ? 4 : 2; }
 // Pairs (h, h') with h <= h' of one group, in a triangle.
 inline constexpr int pair_index(int h, int other) { return other * (other + 1) / 2 + h; }
 

@@ -83,7 +83,7 @@ inline v8 read(lpx_dtype dtype, const void* row, int k) {
 
 void convert(lpx_dtype dtype, const void* from, int64_t count, float* to) {
   const int64_t whole = count / 8 * 8;
-  const size_t element = dtype == LPX_F32 ? 4 : 2;
+  const size_t element = element_size(dtype);
   for (int64_t i = 0; i < whole; i += 8)
     *reinterpret_cast<v8_unaligned*>(to + i) = read(dtype, static_cast<const char*>(from) + static_cast<size_t>(i) * element, 0);
   if (whole == count) return;
@@ -251,6 +251,7 @@ void sample_rows(const ScanRun& tile, float* largest, float* sums) {
 
 void sample(const ScanRun& tile, float* largest, float* sums) { (tile.soft_cap == 0 ? sample_rows<false> : sample_rows<true>)(tile, largest, sums); }
 
+#if LPX_LANES == 16
 // Of one chunk of Pairs whole pairs of vectors, whose weights stay in registers.
 template <int Pairs>
 void square_pairs(const uint32_t* kept, int count, const float* weights, float* out) {
@@ -258,8 +259,7 @@ void square_pairs(const uint32_t* kept, int count, const float* weights, float* 
 #pragma GCC unroll 8
   for (int pair = 0; pair < Pairs; ++pair)
     for (int half = 0; half < 2; ++half) weight[pair][half] = load_vector(weights + (2 * pair + half) * kLanes);
-  const int out_stride = (kLanes + 7) / 8 * 8;
-  for (int t = 0; t < count; ++t, kept += Pairs * kLanes, out += out_stride) {
+  for (int t = 0; t < count; ++t, kept += Pairs * kLanes, out += kLanes) {
     ask_for<true>(kept + kKeptAhead * Pairs * kLanes, Pairs * kLanes * 4);
     vf sums[2] = {};
 #pragma GCC unroll 8
@@ -273,6 +273,8 @@ void square_pairs(const uint32_t* kept, int count, const float* weights, float* 
     store_vector(out, sums[0] + sums[1]);
   }
 }
+
+#endif
 
 void square_chunks(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out) {
   const ptrdiff_t stride = static_cast<ptrdiff_t>((chunks * vectors + 1) / 2) * kLanes;
@@ -309,13 +311,15 @@ void square_chunks(const uint32_t* kept, int count, int chunks, int vectors, con
 }
 
 void square(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out) {
-  switch (kLanes == 16 && chunks == 1 ? vectors : 0) {
+#if LPX_LANES == 16
+  switch (chunks == 1 ? vectors : 0) {
     case 2: return square_pairs<1>(kept, count, weights, out);
     case 4: return square_pairs<2>(kept, count, weights, out);
     case 8: return square_pairs<4>(kept, count, weights, out);
     case 16: return square_pairs<8>(kept, count, weights, out);
-    default: return square_chunks(kept, count, chunks, vectors, weights, out);
   }
+#endif
+  square_chunks(kept, count, chunks, vectors, weights, out);
 }
 
 // ------------------------------------------------------------------ statistics
