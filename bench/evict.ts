@@ -9,7 +9,7 @@ import { arithmeticRate, faster, readRate } from './yardstick.js'
 
 const policy = policies.laprox({ keep: 0.05 })
 
-/** An eviction that computes the exact scores of few candidates, beside one that ranks every exact score. */
+/** An eviction that estimates few candidates and computes the exact scores of fewer, beside one that ranks every exact score. */
 export async function* evict({ quick, threads }: Settings): AsyncGenerator<Measurement> {
   using device = await Device.open('cpu', { threads })
   const needle = await Needle.load()
@@ -45,7 +45,7 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
   const withNorms = describeCache(device, layers)
   await withNorms.computeValueNorms()
   const kept = await time({ pruned: pruned(withNorms), exhaustive }, rounds)
-  const operations = layers.reduce((sum, layer) => sum + evictionOperations(shapeOf(layer), report.exactScores / layers.length), 0)
+  const operations = layers.reduce((sum, layer) => sum + evictionOperations(shapeOf(layer), report.candidates / layers.length), 0)
   const bytes = cache.bytes + 2 * report.bytesAfter
   const measurement: Measurement = {
     benchmark: 'evict',
@@ -74,7 +74,7 @@ async function measure(device: Device, layers: readonly Layer[], name: string, r
     },
     goals: [goal('speed relative to ranking every exact score', timings.exhaustive.msMedian / timings.pruned.msMedian, 'at least', 5, 'times')],
     note:
-      'operations: the logits of every key, the norm of every value, and the exact scores that were computed; bytes: all keys and values once, and the kept rows twice; ' +
+      'operations: the logits of every key, the norm of every value, and estimates of the candidates; bytes: all keys and values once, and the kept rows twice; ' +
       'the share is that of the rate that binds; each comes right after an exhaustive one, whose time is msExhaustive, msAgain after another like itself, ' +
       'msKeptNorms is as the first, of a cache that keeps its value norms; the selections are the same to the bit; ' +
       'candidates: entries whose one-read bound reached the proven threshold; ' +

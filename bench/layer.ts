@@ -16,11 +16,14 @@ export function jointOperations({ queryHeads, kvHeads, headDim, window, tokens }
   return (logits + values + products) * kvHeads * tokens
 }
 
-/** What an eviction of the layer must compute at least: the logits of every key, the norm of every value, and so many exact scores. */
-export function evictionOperations(shape: LayerShape, exactScores: number): number {
-  const { queryHeads, kvHeads, headDim, window, tokens } = shape
-  const scan = 2 * (queryHeads / kvHeads) * window * headDim + 2 * headDim
-  return scan * kvHeads * tokens + (jointOperations(shape) / (kvHeads * tokens)) * exactScores
+/** What an eviction of the layer must compute at least: the logits of every key, the norm of every value, and so many estimates, by quadratic forms. */
+export function evictionOperations({ queryHeads, kvHeads, headDim, window, tokens }: LayerShape, estimates: number): number {
+  const group = queryHeads / kvHeads
+  const pairs = (group * (group + 1)) / 2
+  const logits = 2 * group * window * headDim
+  const values = headDim * (headDim + 1) * pairs
+  const products = 2 * window * pairs
+  return (logits + 2 * headDim) * kvHeads * tokens + (logits + values + products) * estimates
 }
 
 export function shapeOf({ queries, keys, projection }: Layer): LayerShape {

@@ -28,7 +28,7 @@ export interface SelectReport {
   readonly path: 'pruned' | 'full'
   /** Entries whose upper bound reached the proven threshold; all entries on the full path. */
   readonly candidates: number
-  /** Entries whose exact score was computed. */
+  /** Entries whose exact score was computed; of others bounds or estimates were enough. */
   readonly exactScores: number
   /** Why the full path ran where pruning was possible. */
   readonly fallback?: string

@@ -136,6 +136,36 @@ void Exact::largest_scores(int64_t segment, const int32_t* tokens, int count, fl
   for (int i = 0; i < count; ++i) out[i] = scores[i] * largest;
 }
 
+void Exact::estimates(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
+  const Segment s = inputs_.cache.segments().at(segment);
+  prefetch(inputs_.cache.values(s), tokens, count, inputs_.cache.row_bytes());
+  attention_pairs(segment, tokens, count, scratch);
+  load_values(segment, tokens, count, scratch);
+  kernels_.forms(factors_.head(s.layer, s.head).forms.data(), pair_count(inputs_.model.group), inputs_.model.head_dim, scratch.values, count,
+                 scratch.value_pairs);
+  float scores[kTile];
+  combine(scores, scratch);
+  std::copy_n(scores, count, out);
+  weigh(segment, count, out);
+}
+
+// What rounding can add to an estimate and to a score, in units of 2^-24 of ||v||^2 * sum over h, h' of <a_h, a_h'> s_h s_h', which is at most U^2.
+// A sum of n products of rounded numbers is off by n + 1 at most, of the sum of their magnitudes. That is ||v||^2 ||M_hh'||_F <= ||v||^2 spread
+// s_h s_h' of a form, rows of which are summed up, and ||v|| ||W_h||_F <= ||v|| spread s_h of u_h.
+float Exact::estimate_error(int64_t segment) const {
+  const Segment s = inputs_.cache.segments().at(segment);
+  const double spread = static_cast<double>(factors_.head(s.layer, s.head).spread);
+  const double d = inputs_.model.head_dim;
+  const double heads = inputs_.model.group;
+  const double forms = (2 * d + 2) * spread;
+  const double factors = 2 * (d + 1) * spread + heads * d;
+  const double dropped = spread * spread;  // columns of the factor: see kRankTolerance
+  const double pairs = 2 * (pair_count(inputs_.model.group) + 2);
+  const double term_by_term = 2 * heads + static_cast<double>(kCancelled) * attention_->rows() * heads * d;
+  constexpr double kRest = 32;  // roots, weights, and products of these errors
+  return static_cast<float>(1.01 * 0x1p-24 * (forms + factors + dropped + pairs + term_by_term + kRest));
+}
+
 void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
   const Rows values = inputs_.cache.values(inputs_.cache.segments().at(segment));
   prefetch(values, tokens, count, inputs_.cache.row_bytes());

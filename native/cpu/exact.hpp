@@ -19,6 +19,11 @@ class Exact {
   // Scores of up to kTile tokens, ascending.
   void scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 
+  // Joint scores by quadratic forms, weighted: |out^2 - score^2| <= estimate_error(segment) * U^2 with any U that the score's bound
+  // sum over h of ||a_h|| s_h ||v|| is not above. An infinite error: there are no estimates.
+  void estimates(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
+  float estimate_error(int64_t segment) const;
+
   // What joint and bound scores are at most, for a value of norm 1 and unweighted: their formulas with s_h s_h' in place of <u_h, u_h'>.
   void largest_scores(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/status.hpp"
 
@@ -11,6 +12,7 @@ namespace {
 constexpr int kBlock = 8;           // of Kernels::gram
 constexpr int kChunkColumns = 256;  // columns of W that are summed at a time
 constexpr double kRankTolerance = 1e-15;
+constexpr float kLeastSingular = 1e-12f;  // whose square, of which forms consist, is far from the ends of float, as is its inverse
 
 // A symmetric matrix in double, row-major, `size` a multiple of kBlock.
 struct Matrix {
@@ -111,6 +113,41 @@ float singular_bound(const Kernels& kernels, Matrix power) {
   }
 }
 
+// v M_hh' v^T = sum over i <= j of form[i][j] v_i v_j.
+std::vector<float> forms_of(Matrix& gram, int heads, int d) {
+  std::vector<float> forms;
+  forms.reserve(static_cast<size_t>(pair_count(heads)) * static_cast<size_t>(d * (d + 1) / 2));
+  std::vector<std::pair<int, int>> pairs;
+  for (int other = 0; other < heads; ++other)
+    for (int h = 0; h <= other; ++h) pairs.emplace_back(h * d, other * d);
+  for (size_t first = 0; first < pairs.size(); first += kFormPairs) {
+    const size_t end = std::min(first + kFormPairs, pairs.size());
+    for (int i = 0; i < d; ++i) {
+      for (int j = i; j < d; ++j) {
+        for (size_t pair = first; pair < end; ++pair) {
+          const auto [row, column] = pairs[pair];
+          const double upper = gram.at(row + i, column + j);
+          forms.push_back(static_cast<float>(i == j ? upper : upper + gram.at(row + j, column + i)));
+        }
+      }
+    }
+  }
+  return forms;
+}
+
+// See HeadFactor::spread.
+float spread_of(Matrix& gram, const std::vector<float>& singular, int d) {
+  double spread = 1;
+  for (size_t h = 0; h < singular.size(); ++h) {
+    if (singular[h] == 0) continue;
+    if (!(singular[h] > kLeastSingular && singular[h] < 1 / kLeastSingular)) return std::numeric_limits<float>::infinity();
+    double squares = 0;
+    for (int i = 0; i < d; ++i) squares += gram.at(static_cast<int>(h) * d + i, static_cast<int>(h) * d + i);
+    spread = std::max(spread, std::sqrt(squares) / static_cast<double>(singular[h]));
+  }
+  return static_cast<float>(spread);
+}
+
 HeadFactor factorize(const ModelShape& model, int layer, int kv_head, const Kernels& kernels) {
   const int d = model.head_dim;
   Matrix gram = stacked_gram(model, model.layers[static_cast<size_t>(layer)], kv_head, kernels);
@@ -124,6 +161,10 @@ HeadFactor factorize(const ModelShape& model, int layer, int kv_head, const Kern
     for (int i = 0; i < d; ++i)
       for (int j = 0; j < d; ++j) own.at(i, j) = gram.at(h * d + i, h * d + j);
     factor.singular.push_back(singular_bound(kernels, std::move(own)));
+  }
+  if (model.group > 1) {
+    factor.forms = forms_of(gram, model.group, d);
+    factor.spread = spread_of(gram, factor.singular, d);
   }
   cholesky(gram);
   int rank = 0;  // columns behind it are zero

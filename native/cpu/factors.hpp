@@ -4,10 +4,14 @@
 // lower triangular, so that with u_h = v L_h (L_h the rows of head h) the products of projected values are
 //   (v W_h)(v W_h')^T = <u_h, u_h'>
 // at a width of at most R*d instead of D. In blocks of d columns, L_h is zero right of block h: those blocks are skipped.
+//
+// The same products are quadratic forms of v, v M_hh' v^T with M_hh' = W_h W_h'^T. They take half of the operations, since a form needs one
+// triangle of M_hh' + M_hh'^T, but the terms of a small product may be large: an estimate.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/backend.hpp"
@@ -34,6 +38,9 @@ struct HeadFactor {
   std::vector<float> panels;
   std::vector<FactorChunk> chunks;
   std::vector<float> singular;  // [R] upper bounds of the largest singular values of W_h
+  std::vector<float> forms;     // of all pairs of heads, as Kernels::forms takes them, where there are pairs
+  // The largest ||W_h||_F / singular[h]; infinity where there are no forms, or numbers are too large or small for them.
+  float spread = std::numeric_limits<float>::infinity();
 };
 
 class CpuFactors final : public Factors {

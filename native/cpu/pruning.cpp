@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <mutex>
 
 namespace laprox::cpu {
 namespace {
@@ -15,11 +16,56 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kCandidateBlock = 4096;   // tokens whose candidates share tiles
 constexpr double kWorthwhileBudget = 0.25;  // of all entries: above, pruning is not tried
 constexpr double kWorthwhileCandidates = 0.35;
-constexpr double kTightened = 1.0;    // of the budget: bounds that are tightened before any entry has an exact score
-constexpr double kEnough = 1.05;      // of the budget: exact scores that prove a threshold whatever they are
+constexpr double kTightened = 1.0;    // of the budget: bounds that are tightened before any entry is estimated
+constexpr double kEnough = 1.05;      // of the budget: scores that prove a threshold whatever they are
 constexpr int kWorthTightening = 12;  // attentions of an entry that its exact score costs
 constexpr float kMargin = 1.001f;     // for rounding, of bounds from exact attention
 constexpr float kUnderflow = 1e-18f;  // squares of attention below this vanish in float
+
+// What estimates leave open of a threshold: `least` is the one by what scores are at least.
+struct Doubt {
+  float most = -kInfinity;  // that it can be
+  float next = kInfinity;   // the smallest estimate above `least`
+  int64_t reaching = 0;     // entries of `least` or less that may be above it; that with `least` is one
+  void add(float score, float ceiling, float least) {
+    if (score > least) {
+      next = std::min(next, score);
+    } else if (ceiling >= least) {
+      most = std::max(most, ceiling);
+      ++reaching;
+    }
+  }
+  void join(const Doubt& other) {
+    most = std::max(most, other.most);
+    next = std::min(next, other.next);
+    reaching += other.reaching;
+  }
+  bool any() const { return reaching > 1 || next <= most; }
+};
+
+// Whether a threshold is where it was, by the exact scores of the entries in doubt that were below it, just it, and above.
+class Order {
+ public:
+  void add(float before, float least, float score) {
+    (before < least ? below_ : before == least ? same_ : above_).add(score);
+    lost_ = lost_ || !std::isfinite(score);
+  }
+  bool stands() const { return !lost_ && below_.most < same_.least && same_.least >= same_.most && same_.most < above_.least; }
+
+ private:
+  struct Span {
+    float least = kInfinity;
+    float most = -kInfinity;
+    void add(float score) {
+      least = std::min(least, score);
+      most = std::max(most, score);
+    }
+  };
+  Span below_;
+  Span same_;
+  Span above_;
+  bool lost_ = false;
+};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -36,6 +82,7 @@ Pruning::Pruning(Workspace& workspace, const ScoreInputs& inputs, const ScoreLay
       scoring_(workspace, inputs, kernels, threads, true),
       ranking_(workspace, layout, rule, kernels, threads),
       scores_(workspace.take<float>(layout.entries())),
+      ceilings_(workspace.take<float>(layout.entries())),
       norms_(workspace.take<float>(layout.entries())),
       bounds_(workspace.take<uint32_t>(layout.entries())),
       tight_(workspace.take<bool>(layout.entries())) {}
@@ -99,6 +146,14 @@ void Pruning::pass_over_protected(int64_t segment, int halo) {
   }
 }
 
+template <typename Body>
+void Pruning::for_each_above(int64_t segment, int32_t begin, uint32_t least, Body&& body) const {
+  int32_t tokens[kCandidateBlock];
+  const int64_t picked =
+      kernels_.pick(bounds_ + layout_.offset(segment) + begin, std::min(kCandidateBlock, layout_.length(segment) - begin), least, UINT32_MAX, tokens);
+  for (int64_t i = 0; i < picked; ++i) body(begin + tokens[i]);
+}
+
 template <typename Done, typename Body>
 int64_t Pruning::for_each_from(Pool& pool, const Cuts& least, Progress& progress, Done&& done, Body&& body) {
   std::vector<std::pair<int64_t, int32_t>> tasks;
@@ -108,16 +163,12 @@ int64_t Pruning::for_each_from(Pool& pool, const Cuts& least, Progress& progress
   pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
     if (progress.cancelled()) return;
     const auto [segment, begin] = tasks[static_cast<size_t>(i)];
-    const int64_t offset = layout_.offset(segment) + begin;
     int32_t tokens[kCandidateBlock];
-    const int64_t picked = kernels_.pick(bounds_ + offset, std::min(kCandidateBlock, layout_.length(segment) - begin),
-                                         least[static_cast<size_t>(segment)], UINT32_MAX, tokens);
     int count = 0;
-    for (int64_t t = 0; t < picked; ++t) {
-      const int32_t token = tokens[t];
-      tokens[count] = begin + token;
-      count += !done(offset + token);
-    }
+    for_each_above(segment, begin, least[static_cast<size_t>(segment)], [&, own = segment](int32_t token) {
+      tokens[count] = token;
+      count += !done(own, layout_.offset(own) + token);
+    });
     const Rows keys = inputs_.cache.keys(layout_.segments().at(segment));
     for (int first = 0; first < count; first += kTile) {
       const int behind = std::min(count, first + kTile);
@@ -132,7 +183,7 @@ int64_t Pruning::for_each_from(Pool& pool, const Cuts& least, Progress& progress
 }
 
 int64_t Pruning::tighten_from(Pool& pool, const Cuts& least, Progress& progress) {
-  const auto done = [this](int64_t entry) { return tight_[entry]; };
+  const auto done = [this](int64_t, int64_t entry) { return tight_[entry]; };
   return for_each_from(pool, least, progress, done, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
     float largest[kTile];
     scoring_.exact().largest_scores(segment, tokens, count, largest, scratch);
@@ -145,13 +196,96 @@ int64_t Pruning::tighten_from(Pool& pool, const Cuts& least, Progress& progress)
   });
 }
 
-int64_t Pruning::score_from(Pool& pool, const Cuts& least, Progress& progress) {
-  const auto done = [this](int64_t entry) { return scores_[entry] != -kInfinity; };
+int64_t Pruning::estimate_from(Pool& pool, const Cuts& least, Progress& progress) {
+  const auto done = [this](int64_t, int64_t entry) { return scores_[entry] != -kInfinity; };
   return for_each_from(pool, least, progress, done, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
-    float exact[kTile];
-    scoring_.exact().scores(segment, tokens, count, exact, scratch);
-    for (int t = 0; t < count; ++t) scores_[layout_.offset(segment) + tokens[t]] = exact[t];
+    const float error = estimate_error(segment);
+    if (std::isfinite(error))
+      estimate(segment, tokens, count, error, scratch);
+    else
+      score(segment, tokens, count, scratch);
   });
+}
+
+float Pruning::estimate_error(int64_t segment) const {
+  // A floor ranks by more thresholds than one.
+  return inputs_.rule.statistic == LPX_JOINT && rule_.floor == 0 ? scoring_.exact().estimate_error(segment) : kInfinity;
+}
+
+void Pruning::estimate(int64_t segment, const int32_t* tokens, int count, float error, Scratch& scratch) {
+  float estimates[kTile];
+  int32_t beyond[kTile];  // tokens that float cannot hold an estimate of
+  int beyond_count = 0;
+  scoring_.exact().estimates(segment, tokens, count, estimates, scratch);
+  for (int t = 0; t < count; ++t) {
+    const int64_t entry = layout_.offset(segment) + tokens[t];
+    const float bound = std::bit_cast<float>(bounds_[entry]);
+    const float square = estimates[t] * estimates[t];
+    const float slack = error * bound * bound + kUnderflow * kUnderflow;
+    scores_[entry] = std::sqrt(std::max(square - slack, 0.0f));
+    ceilings_[entry] = std::sqrt(square + slack);
+    if (!std::isfinite(ceilings_[entry])) beyond[beyond_count++] = tokens[t];
+  }
+  if (beyond_count > 0) score(segment, beyond, beyond_count, scratch);
+}
+
+void Pruning::score(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+  float exact[kTile];
+  scoring_.exact().scores(segment, tokens, count, exact, scratch);
+  for (int t = 0; t < count; ++t) {
+    const int64_t entry = layout_.offset(segment) + tokens[t];
+    scores_[entry] = exact[t];
+    ceilings_[entry] = exact[t];
+  }
+  exact_scores_.fetch_add(count, std::memory_order_relaxed);
+}
+
+// The threshold of a part is not below `least`, the one by what scores are at least, and not above the largest ceiling of the entries that have
+// `least` or less: were it above, each entry that reaches it would have more than `least` already, and there are not so many.
+bool Pruning::settle(Pool& pool, const std::vector<Part>& parts, const Cuts& proven, Progress& progress) {
+  const auto segments = static_cast<int64_t>(proven.size());
+  std::vector<size_t> part_of(proven.size());
+  bool estimated = false;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    for (const int64_t segment : parts[p].segments) {
+      part_of[static_cast<size_t>(segment)] = p;
+      estimated = estimated || std::isfinite(estimate_error(segment));
+    }
+  }
+  if (!estimated) return true;
+  const auto part = [&](int64_t segment) { return part_of[static_cast<size_t>(segment)]; };
+  const auto least = [&](int64_t segment) { return ranking_.lower_bound(part(segment), segment); };
+  std::mutex mutex;
+  std::vector<Doubt> doubts(parts.size());
+  pool.run(segments, [&](int64_t segment, int) {
+    Doubt own;
+    for (int32_t begin = 0; begin < layout_.length(segment); begin += kCandidateBlock) {
+      for_each_above(segment, begin, proven[static_cast<size_t>(segment)], [&](int32_t token) {
+        const int64_t entry = layout_.offset(segment) + token;
+        own.add(scores_[entry], ceilings_[entry], least(segment));
+      });
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    doubts[part(segment)].join(own);
+  });
+  Cuts open(proven.size(), UINT32_MAX);
+  for (int64_t segment = 0; segment < segments; ++segment)
+    if (doubts[part(segment)].any()) open[static_cast<size_t>(segment)] = proven[static_cast<size_t>(segment)];
+  if (std::none_of(doubts.begin(), doubts.end(), [](const Doubt& doubt) { return doubt.any(); })) return true;
+
+  const auto certain = [&](int64_t segment, int64_t entry) {
+    return scores_[entry] > doubts[part(segment)].most || ceilings_[entry] < least(segment);
+  };
+  std::vector<Order> orders(parts.size());
+  for_each_from(pool, open, progress, certain, [&](int64_t segment, const int32_t* tokens, int count, Scratch& scratch) {
+    float before[kTile];
+    const float* scores = scores_ + layout_.offset(segment);
+    for (int t = 0; t < count; ++t) before[t] = scores[tokens[t]];
+    score(segment, tokens, count, scratch);
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (int t = 0; t < count; ++t) orders[part(segment)].add(before[t], least(segment), scores[tokens[t]]);
+  });
+  return std::all_of(orders.begin(), orders.end(), [](const Order& order) { return order.stands(); });
 }
 
 // By the multiply-adds of both. There is nothing to gain with one query head, or where heads are not joined.
@@ -181,10 +315,8 @@ Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_
   };
   const bool tight = tightens();
   if (tight) report.candidates += tighten_from(pool, largest(kTightened), progress);
-  // With max-pooling one exact peak keeps its neighbours too: mostly, fewer exact scores than the budget prove a threshold.
   Cuts proven(segments);
-  for (double share = width >= 5 ? (tight ? 0.5 : 0.57) : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
-    report.exact_scores += score_from(pool, largest(share), progress);
+  const auto rank = [&] {  // whether anything is proven of each part
     ranking_.rank(pool, parts, scores_, Ranking::Absent::kMinusInfinity, progress);
     bool all = true;
     for (size_t p = 0; p < parts.size(); ++p) {
@@ -194,7 +326,12 @@ Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_
         all = all && bound != -kInfinity;
       }
     }
-    if (share == kEnough || all) break;
+    return all;
+  };
+  // With max-pooling one peak keeps its neighbours too: mostly, fewer scores than the budget prove a threshold.
+  for (double share = width >= 5 ? (tight ? 0.5 : 0.65) : width >= 3 ? 0.75 : kEnough;; share = kEnough) {
+    estimate_from(pool, largest(share), progress);
+    if (rank() || share == kEnough) break;
   }
   int64_t left = 0;
   for (size_t segment = 0; segment < segments; ++segment) {
@@ -212,9 +349,10 @@ Pruning::Outcome Pruning::prune(Pool& pool, const std::vector<Part>& parts, lpx_
     report.candidates += tighten_from(pool, proven, progress);
   else
     report.candidates = left;
-  const int64_t others = score_from(pool, proven, progress);
-  report.exact_scores += others;
-  return others == 0 ? Outcome::kRanked : Outcome::kScored;
+  if (estimate_from(pool, proven, progress) > 0) rank();
+  const bool settled = settle(pool, parts, proven, progress);
+  report.exact_scores = exact_scores_;
+  return settled ? Outcome::kRanked : Outcome::kScored;
 }
 
 void Pruning::run(Pool& pool, const std::vector<Part>& parts, const lpx_selection& out, lpx_report& report, const lpx_call& call) {

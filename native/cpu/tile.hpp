@@ -24,6 +24,8 @@ inline constexpr int kScanRun = 10 * kScanTile;   // that `scan` takes in a call
 inline constexpr int kScanAhead = 2 * kScanTile;  // behind a run that `scan` asks for, at most
 // Tokens that `pool_keys` takes at a time.
 inline constexpr int kPoolChunk = 2048;
+// Quadratic forms that `forms` takes at a time.
+inline constexpr int kFormPairs = 5;
 // Share of the own pairs below which a joint score's sum has cancelled too far.
 inline constexpr float kCancelled = 0.02f;
 
@@ -137,6 +139,9 @@ struct Kernels {
   // out[t][chunk * lanes + lane] = sum over the vectors of a chunk of (e * weights)^2, of what `scan` kept of `count` tokens; a token has whole
   // eights.
   void (*square)(const uint32_t* kept, int count, int chunks, int vectors, const float* weights, float* out);
+  // out[pair][t] = sum over i <= j of forms[pair][i][j] * tile[i][t] * tile[j][t], for tokens t < count in whole vectors; `tile` as `load` leaves
+  // it. kFormPairs forms at a time, and of these [i][j][pair].
+  void (*forms)(const float* forms, int pairs, int depth, const float* tile, int count, float* out);
   // out[pair(first + a, first + b)][t] += sum over r of x[a][r][t] * x[b][r][t], a <= b < heads.
   void (*pair_products)(const float* x, int heads, int rows, int first, float* out);
   // out[t] = sqrt(max(0, sum over pairs of attention * values, cross pairs twice)). Returns a bit for each token whose cross

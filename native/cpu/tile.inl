@@ -119,6 +119,54 @@ void logits(const LogitTile& tile) {
   multiply(reinterpret_cast<const float*>(tile.queries), tile.rows, tile.depth, keys, tile.count, tile.out);
 }
 
+template <int Pairs, int Vectors>
+void forms_block(const float* forms, int depth, const float* tile, float* out) {
+  vf sums[Pairs][Vectors] = {};
+  for (int i = 0; i < depth; ++i) {
+    vf rows[Pairs][Vectors] = {};
+    for (int j = i; j < depth; ++j, forms += Pairs) {
+      __builtin_prefetch(forms + 1024);
+      vf tokens[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) tokens[v] = load_vector(tile + static_cast<ptrdiff_t>(j) * kStripe + v * kLanes);
+#pragma GCC unroll 5
+      for (int pair = 0; pair < Pairs; ++pair)
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) rows[pair][v] += forms[pair] * tokens[v];
+    }
+#pragma GCC unroll 5
+    for (int pair = 0; pair < Pairs; ++pair)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sums[pair][v] += rows[pair][v] * load_vector(tile + static_cast<ptrdiff_t>(i) * kStripe + v * kLanes);
+  }
+#pragma GCC unroll 5
+  for (int pair = 0; pair < Pairs; ++pair)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) store_vector(out + pair * kTile + v * kLanes, sums[pair][v]);
+}
+
+template <int Pairs>
+void forms_of(const float* forms, int depth, const float* tile, int count, float* out) {
+  for (int first = 0; first < count; first += kStripe) {
+    const float* stripe = tile + static_cast<ptrdiff_t>(first) * depth;
+    (count - first > kLanes ? forms_block<Pairs, 2> : forms_block<Pairs, 1>)(forms, depth, stripe, out + first);
+  }
+}
+
+void forms(const float* forms, int pairs, int depth, const float* tile, int count, float* out) {
+  static_assert(kFormPairs == 5);
+  const ptrdiff_t size = static_cast<ptrdiff_t>(depth) * (depth + 1) / 2;
+  for (; pairs > 0; pairs -= kFormPairs, forms += size * kFormPairs, out += kFormPairs * kTile) {
+    switch (pairs) {
+      case 1: forms_of<1>(forms, depth, tile, count, out); break;
+      case 2: forms_of<2>(forms, depth, tile, count, out); break;
+      case 3: forms_of<3>(forms, depth, tile, count, out); break;
+      case 4: forms_of<4>(forms, depth, tile, count, out); break;
+      default: forms_of<5>(forms, depth, tile, count, out);
+    }
+  }
+}
+
 template <int Heads>
 void pair_products_of(const float* x, int rows, int first, float* out) {
   for (int v = 0; v < kVectors; ++v) {
@@ -623,6 +671,7 @@ const Kernels& LPX_KERNELS() noexcept {
       nullptr,
       isa::scan,
       isa::square,
+      isa::forms,
       isa::pair_products,
       isa::joint,
       isa::bound,

@@ -443,7 +443,7 @@ typedef struct lpx_report {
   int64_t non_finite;
   lpx_path path;
   int64_t candidates;   /* entries that the scan's bounds could not rule out; all entries on the full path */
-  int64_t exact_scores; /* entries whose exact score was computed */
+  int64_t exact_scores; /* entries whose exact score was computed; for others bounds or estimates did */
   char fallback[64];    /* why the full path ran where pruning was possible; "" otherwise */
   double score_seconds;
   double select_seconds;
