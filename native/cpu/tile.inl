@@ -12,6 +12,7 @@ namespace LPX_NAMESPACE {
 
 constexpr int kVectors = kTile / kLanes;  // vectors in a row of a tile
 constexpr int kKeptAhead = 16;            // tokens that `square` asks for before it reads them
+constexpr int kFormsAhead = 1024;         // numbers that `forms` asks for before it reads them
 
 // ------------------------------------------------------------------ rows in
 
@@ -119,13 +120,14 @@ void logits(const LogitTile& tile) {
   multiply(reinterpret_cast<const float*>(tile.queries), tile.rows, tile.depth, keys, tile.count, tile.out);
 }
 
+// Row by row of the triangle: (sum over j >= i of form[i][j] v_j) v_i.
 template <int Pairs, int Vectors>
 void forms_block(const float* forms, int depth, const float* tile, float* out) {
   vf sums[Pairs][Vectors] = {};
   for (int i = 0; i < depth; ++i) {
     vf rows[Pairs][Vectors] = {};
     for (int j = i; j < depth; ++j, forms += Pairs) {
-      __builtin_prefetch(forms + 1024);
+      __builtin_prefetch(forms + kFormsAhead);
       vf tokens[Vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) tokens[v] = load_vector(tile + static_cast<ptrdiff_t>(j) * kStripe + v * kLanes);
