@@ -6,21 +6,25 @@ export function llamaShape(tokens: number): LayerShape {
   return { queryHeads: 32, kvHeads: 8, headDim: 128, modelDim: 4096, window: 32, tokens }
 }
 
-/** The operations of every exact joint score of a layer by design.md's formula: a multiplication and an addition are two. */
-export function jointOperations({ queryHeads, kvHeads, headDim, window, tokens }: LayerShape): number {
+/** The operations of an entry's logits, and its pairs of heads. A multiplication and an addition are two operations. */
+function entryOperations({ queryHeads, kvHeads, headDim, window }: LayerShape): { logits: number; pairs: number } {
   const group = queryHeads / kvHeads
-  const pairs = (group * (group + 1)) / 2
-  const logits = 2 * group * window * headDim
+  return { logits: 2 * group * window * headDim, pairs: (group * (group + 1)) / 2 }
+}
+
+/** The operations of every exact joint score of a layer, by the formula of docs/how-it-works.md. */
+export function jointOperations(shape: LayerShape): number {
+  const { kvHeads, headDim, window, tokens } = shape
+  const { logits, pairs } = entryOperations(shape)
   const values = 2 * headDim * headDim * pairs
   const products = 2 * (window + headDim) * pairs
   return (logits + values + products) * kvHeads * tokens
 }
 
 /** What an eviction of the layer must compute at least: the logits of every key, the norm of every value, and so many estimates, by quadratic forms. */
-export function evictionOperations({ queryHeads, kvHeads, headDim, window, tokens }: LayerShape, estimates: number): number {
-  const group = queryHeads / kvHeads
-  const pairs = (group * (group + 1)) / 2
-  const logits = 2 * group * window * headDim
+export function evictionOperations(shape: LayerShape, estimates: number): number {
+  const { kvHeads, headDim, window, tokens } = shape
+  const { logits, pairs } = entryOperations(shape)
   const values = headDim * (headDim + 1) * pairs
   const products = 2 * window * pairs
   return (logits + 2 * headDim) * kvHeads * tokens + (logits + values + products) * estimates

@@ -117,6 +117,12 @@ void Exact::attention_pairs(int64_t segment, const int32_t* tokens, int count, S
   kernels_.pair_products(scratch.logits, attention_->heads(), attention_->rows(), 0, scratch.attention_pairs);
 }
 
+void Exact::load_terms(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const {
+  prefetch(inputs_.cache.values(inputs_.cache.segments().at(segment)), tokens, count, inputs_.cache.row_bytes());
+  attention_pairs(segment, tokens, count, scratch);
+  load_values(segment, tokens, count, scratch);
+}
+
 uint32_t Exact::combine(float* out, Scratch& scratch) const {
   if (inputs_.rule.statistic == LPX_JOINT) return kernels_.joint(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
   kernels_.bound(scratch.attention_pairs, scratch.value_pairs, inputs_.model.group, out);
@@ -138,9 +144,7 @@ void Exact::largest_scores(int64_t segment, const int32_t* tokens, int count, fl
 
 void Exact::estimates(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
   const Segment s = inputs_.cache.segments().at(segment);
-  prefetch(inputs_.cache.values(s), tokens, count, inputs_.cache.row_bytes());
-  attention_pairs(segment, tokens, count, scratch);
-  load_values(segment, tokens, count, scratch);
+  load_terms(segment, tokens, count, scratch);
   kernels_.forms(factors_.head(s.layer, s.head).forms.data(), pair_count(inputs_.model.group), inputs_.model.head_dim, scratch.values, count,
                  scratch.value_pairs);
   float scores[kTile];
@@ -167,10 +171,7 @@ float Exact::estimate_error(int64_t segment) const {
 }
 
 void Exact::scores_from_attention(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const {
-  const Rows values = inputs_.cache.values(inputs_.cache.segments().at(segment));
-  prefetch(values, tokens, count, inputs_.cache.row_bytes());
-  attention_pairs(segment, tokens, count, scratch);
-  load_values(segment, tokens, count, scratch);
+  load_terms(segment, tokens, count, scratch);
   value_pairs(segment, count, scratch);
   float scores[kTile];
   const uint32_t cancelled = combine(scores, scratch) & UINT32_MAX >> (kTile - count);

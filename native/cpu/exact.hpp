@@ -41,6 +41,8 @@ class Exact {
   // scratch.value_pairs = <u_h, u_h'> of scratch.values.
   void value_pairs(int64_t segment, int count, Scratch& scratch) const;
   void attention_pairs(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
+  // What joint and bound scores are made of: scratch.attention_pairs and scratch.values.
+  void load_terms(int64_t segment, const int32_t* tokens, int count, Scratch& scratch) const;
   void attention_factor(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void value_factor(int64_t segment, const int32_t* tokens, int count, float* out, Scratch& scratch) const;
   void projected_magnitudes(int64_t segment, int count, Scratch& scratch) const;
